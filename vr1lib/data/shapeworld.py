@@ -1,0 +1,233 @@
+"""ShapeWorld: the embedded small world of pictures, questions, exact answers and a scripted teacher's words.
+
+No weights or data sets can be downloaded in a test or on a newcomer's laptop, so the workbench carries a world that a tiny
+Qwen2.5-VL learns in minutes (our choice; nothing of it is in the paper). A picture is a grid of 28-pixel cells, one cell one
+image token. Four families line up with MathVista's tasks and skills:
+
+    counting   "How many red?"                    general counting      arithmetic (ARI)
+    chart      "How tall is the red bar?"         figure question       statistical (STA)
+    length     "How long is the red line?"        geometry problem      geometry (GEO, GPS)
+    word       "Each red costs 3. Cost of red?"   math word problem     arithmetic (ARI)
+
+The scripted teacher knows the scene. It writes each row's colours, the row's count and the running total (without the
+spelt colours a tiny model learns nothing: dense supervision of what is seen teaches seeing). Its reasoning overthinks
+on purpose, as DeepSeek-R1's does in the paper's Figure 1A: after a pass it says "Wait" a geometric number of times and looks
+again, a part of the repeats holds a slip, and only the last pass is sure to be right.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from vr1lib.records import Problem
+
+CELL = 28  # pixels: one image token of Qwen2.5-VL (patch 14, merge 2)
+COLOURS = {
+    "red": (214, 39, 40),
+    "blue": (31, 90, 200),
+    "green": (44, 160, 44),
+    "yellow": (240, 200, 20),
+}
+EMPTY = "white"
+FAMILIES = {
+    "counting": {"task": "visual question answering", "skills": ["arithmetic reasoning"]},
+    "chart": {"task": "figure question answering", "skills": ["statistical reasoning"]},
+    "length": {"task": "geometry problem solving", "skills": ["geometry reasoning"]},
+    "word": {"task": "math word problem", "skills": ["arithmetic reasoning"]},
+}
+SPLITS = ("train", "cold", "rl", "dev", "test")
+REFLECTIONS = ("Wait, let me check.", "Hmm, look again.", "Alternatively, count again.")
+
+
+def make_problems(
+    folder: str | Path,
+    split: str,
+    count: int,
+    seed: int = 0,
+    families: Sequence[str] = tuple(FAMILIES),
+    grid_sizes: Sequence[int] = (2, 3),
+) -> list[Problem]:
+    """`count` different problems of one split, their pictures written to `folder`/images.
+
+    A scene belongs to exactly one split, by a hash of what is drawn and asked: splits never share one, whatever the seed.
+    Raises ValueError for an unknown split or family, or when the world has fewer scenes than asked.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
+    images = Path(folder) / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(f"{seed}/{split}")
+    seen: set[str] = set()
+    problems: list[Problem] = []
+    misses = 0
+    while len(problems) < count:
+        scene = _draw_scene(rng, rng.choice(list(families)), rng.choice(list(grid_sizes)))
+        key = _scene_key(scene)
+        if key in seen or split_of(scene) != split:
+            misses += 1
+            if misses > 2000 + 200 * count:
+                raise ValueError(f"ShapeWorld has too few scenes for {count} {split} problems; add families or grid sizes")
+            continue
+        seen.add(key)
+        path = (images / f"{split}_{key}.png").resolve()
+        render(scene).save(path)
+        family = scene["family"]
+        problems.append(
+            Problem(
+                id=f"shapeworld-{split}-{key}",
+                images=[str(path)],
+                question=_question(scene),
+                answer=str(_answer(scene)),
+                source="shapeworld",
+                split=split,
+                meta={"family": family, **FAMILIES[family], "scene": scene},
+            )
+        )
+    return problems
+
+
+def split_of(scene: dict[str, Any]) -> str:
+    """The one split that a scene belongs to, by its hash: train 40 %, cold 20 %, rl 20 %, dev 5 %, test 15 %."""
+    share = int(_scene_key(scene)[:8], 16) % 100
+    bounds = {"train": 40, "cold": 60, "rl": 80, "dev": 85, "test": 100}
+    return next(split for split, bound in bounds.items() if share < bound)
+
+
+def render(scene: dict[str, Any]) -> Image.Image:
+    """The scene as an RGB picture of `28 * grid size` pixels a side."""
+    grid = scene["grid"]
+    image = Image.new("RGB", (CELL * len(grid[0]), CELL * len(grid)), "white")
+    draw = ImageDraw.Draw(image)
+    for row, colours in enumerate(grid):
+        for column, colour in enumerate(colours):
+            if colour == EMPTY:
+                continue
+            left, top = column * CELL, row * CELL
+            box = [left + 3, top + 3, left + CELL - 4, top + CELL - 4]
+            if scene["family"] == "chart":
+                box = [left + 5, top, left + CELL - 6, top + CELL - 1]
+            elif scene["family"] == "length":
+                box = [left, top + 8, left + CELL - 1, top + CELL - 9]
+            if scene["family"] in ("counting", "word"):
+                draw.ellipse(box, fill=COLOURS[colour])
+            else:
+                draw.rectangle(box, fill=COLOURS[colour])
+    return image
+
+
+# ---------------------------------------------------------------------------------------------- the teacher's words
+
+
+def write_base_cot(problem: Problem) -> str:
+    """The response that teaches the base model to see: one clean pass."""
+    scene = problem.meta["scene"]
+    return assemble(" ".join([*_pass_lines(scene, None), *_close(scene)]), problem.answer)
+
+
+def write_pseudo_cot(problem: Problem, rng: random.Random) -> str:
+    """A short caption and reasoning as an MLLM that sees the picture and knows the answer would write them (step 1)."""
+    scene = problem.meta["scene"]
+    grid = scene["grid"]
+    caption = f"A {len(grid)} by {len(grid[0])} picture."
+    return f"Caption: {caption} Reasoning: {' '.join(_pass_lines(scene, None))} The answer is {problem.answer}."
+
+
+def write_description(problem: Problem, rng: random.Random) -> str:
+    """Every detail a blind reader needs, without the answer (step 2)."""
+    rows = [f"row {number}: {', '.join(row)}" for number, row in enumerate(problem.meta["scene"]["grid"], start=1)]
+    return f"The image shows a grid of {len(rows)} rows. " + "; ".join(rows) + "."
+
+
+def write_reasoning(
+    problem: Problem, rng: random.Random, repeat_probability: float = 0.5, slip_probability: float = 1 / 3, max_passes: int = 6
+) -> str:
+    """R1-style reasoning: passes over the rows, each but the last followed by a doubt; the last pass is right.
+
+    After each pass the teacher doubts with `repeat_probability` (geometric, at most `max_passes` passes); a pass that is
+    doubted holds one miscounted row with `slip_probability`.
+    """
+    scene = problem.meta["scene"]
+    pieces: list[str] = []
+    passes = 1
+    while passes < max_passes and rng.random() < repeat_probability:
+        slip = rng.randrange(len(scene["grid"])) if rng.random() < slip_probability else None
+        pieces += [*_pass_lines(scene, slip, rng), rng.choice(REFLECTIONS)]
+        passes += 1
+    return " ".join([*pieces, *_pass_lines(scene, None), *_close(scene)])
+
+
+def assemble(reasoning: str, answer: str) -> str:
+    """Reasoning and answer in the format of the paper's Figures 5 to 7."""
+    return f"<think> {reasoning} </think><answer> Final Answer:{answer} </answer>"
+
+
+def _pass_lines(scene: dict[str, Any], slip_row: int | None, rng: random.Random | None = None) -> list[str]:
+    """One pass over the rows: colours, the row's count of the asked colour, running total; one row miscounted if asked."""
+    lines, total = [], 0
+    for index, row in enumerate(scene["grid"]):
+        count = row.count(scene["target"])
+        if index == slip_row:
+            count = rng.choice([value for value in range(len(row) + 1) if value != count])
+        total += count
+        lines.append(f"{' '.join(row)}: {count}, total {total}.")
+    return lines
+
+
+def _close(scene: dict[str, Any]) -> list[str]:
+    if scene["family"] != "word":
+        return []
+    count = sum(row.count(scene["target"]) for row in scene["grid"])
+    return [f"{count} times {scene['price']} is {count * scene['price']}."]
+
+
+# ------------------------------------------------------------------------------------------------------- the scenes
+
+
+def _draw_scene(rng: random.Random, family: str, size: int) -> dict[str, Any]:
+    colours = list(COLOURS)
+    grid = [[EMPTY] * size for _ in range(size)]
+    if family in ("counting", "word"):
+        grid = [[rng.choice(colours) for _ in range(size)] for _ in range(size)]
+        target = rng.choice(colours)
+    elif family == "chart":
+        bars = rng.sample(colours, size)
+        for column, colour in enumerate(bars):
+            for row in range(size - rng.randint(1, size), size):
+                grid[row][column] = colour
+        target = rng.choice(bars)
+    elif family == "length":
+        lines = rng.sample(colours, size)
+        for row, colour in enumerate(lines):
+            length = rng.randint(1, size)
+            start = rng.randint(0, size - length)
+            grid[row][start : start + length] = [colour] * length
+        target = rng.choice(lines)
+    else:
+        raise ValueError(f"family {family!r} is unknown; choose from {', '.join(FAMILIES)}")
+    scene = {"family": family, "grid": grid, "target": target}
+    if family == "word":
+        scene["price"] = rng.randint(2, 3)
+    return scene
+
+
+def _question(scene: dict[str, Any]) -> str:
+    target = scene["target"]
+    return {
+        "counting": f"How many {target}?",
+        "chart": f"How tall is the {target} bar?",
+        "length": f"How long is the {target} line?",
+        "word": f"Each {target} costs {scene.get('price')}. Cost of all {target}?",
+    }[scene["family"]]
+
+
+def _answer(scene: dict[str, Any]) -> int:
+    return sum(row.count(scene["target"]) for row in scene["grid"]) * scene.get("price", 1)
+
+
+def _scene_key(scene: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(scene, sort_keys=True).encode()).hexdigest()[:16]
