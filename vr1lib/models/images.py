@@ -1,0 +1,150 @@
+"""Pictures as Qwen2.5-VL takes them: one hashed specification, and the way from a PIL picture to patches.
+
+The rule is Qwen2-VL's published one ("smart resize", then patches grouped so that each merge×merge block of patches is one
+image token). transformers' own processor needs torchvision, whose bicubic differs from PIL's by a grey level; here only PIL
+and numpy are used, so pixels are the same on every machine. The specification travels with every model, since training at
+0.6 and evaluating at 12.8 megapixels is a silent change of task.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.utils import cached_file
+
+from vr1lib.records import RequestError
+
+MAX_ASPECT_RATIO = 200  # Qwen2-VL's limit; a narrower picture is refused, for padding would show what no peer shows
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How pictures become patches. `min_pixels` and `max_pixels` bound the resized area; `resample` is PIL's number."""
+
+    patch_size: int = 14
+    merge_size: int = 2
+    temporal_patch_size: int = 2
+    min_pixels: int = 56 * 56
+    max_pixels: int = 12_845_056
+    resample: int = int(Image.Resampling.BICUBIC)
+    image_mean: tuple[float, float, float] = CLIP_MEAN
+    image_std: tuple[float, float, float] = CLIP_STD
+
+    def __post_init__(self) -> None:
+        if not self.token_side**2 <= self.min_pixels <= self.max_pixels:
+            raise RequestError(
+                f"image spec: min_pixels = {self.min_pixels}, max_pixels = {self.max_pixels}: "
+                f"need {self.token_side**2} (one image token) ≤ min_pixels ≤ max_pixels"
+            )
+
+    @property
+    def token_side(self) -> int:
+        """Pixels along one side of an image token (28 for Qwen2.5-VL)."""
+        return self.patch_size * self.merge_size
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """The (height, width) in pixels a picture is resized to: multiples of `token_side`, area within the bounds.
+
+        Raises RequestError for an aspect ratio above 200. Rounding is Python's (half to even), as published.
+        """
+        if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+            raise RequestError(
+                f"picture of {width}×{height}: aspect ratio above {MAX_ASPECT_RATIO}, which Qwen2.5-VL does not take; "
+                "crop or pad it"
+            )
+        side = self.token_side
+        resized_height, resized_width = round(height / side) * side, round(width / side) * side
+        if resized_height * resized_width > self.max_pixels:
+            shrink = math.sqrt(height * width / self.max_pixels)
+            resized_height = max(side, math.floor(height / shrink / side) * side)
+            resized_width = max(side, math.floor(width / shrink / side) * side)
+        elif resized_height * resized_width < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / (height * width))
+            resized_height = math.ceil(height * grow / side) * side
+            resized_width = math.ceil(width * grow / side) * side
+        return resized_height, resized_width
+
+    def image_tokens(self, height: int, width: int) -> int:
+        """How many image tokens a picture of this size takes."""
+        resized_height, resized_width = self.resized(height, width)
+        return (resized_height // self.token_side) * (resized_width // self.token_side)
+
+    def patches(self, picture: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+        """An RGB picture as pixel values [patches, 3·temporal·patch·patch] float32 and its grid [3] (1, rows, columns).
+
+        Patches come in blocks of merge×merge, row by row: the block is what the model merges into one token.
+        """
+        height, width = self.resized(picture.height, picture.width)
+        picture = picture.resize((width, height), Image.Resampling(self.resample))
+        mean, std = np.array(self.image_mean, dtype=np.float32), np.array(self.image_std, dtype=np.float32)
+        pixels = (np.asarray(picture, dtype=np.float32) / 255 - mean) / std  # [height, width, 3]
+        patch, merge = self.patch_size, self.merge_size
+        rows, columns = height // patch, width // patch
+        blocks = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
+        blocks = blocks.transpose(0, 3, 1, 4, 6, 2, 5)  # block row, block column, row, column in it, colour, y, x
+        blocks = np.repeat(blocks[:, :, :, :, :, None], self.temporal_patch_size, axis=5)  # a still picture: frames equal
+        return torch.from_numpy(blocks.reshape(rows * columns, -1)), torch.tensor([1, rows, columns])
+
+    def preprocessor_config(self) -> dict:
+        """The specification as Hugging Face's preprocessor_config.json for Qwen2.5-VL."""
+        return {
+            "processor_class": "Qwen2_5_VLProcessor",
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "patch_size": self.patch_size,
+            "merge_size": self.merge_size,
+            "temporal_patch_size": self.temporal_patch_size,
+            "min_pixels": self.min_pixels,
+            "max_pixels": self.max_pixels,
+            "size": {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels},
+            "resample": self.resample,
+            "image_mean": list(self.image_mean),
+            "image_std": list(self.image_std),
+            "do_convert_rgb": True,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "do_resize": True,
+        }
+
+
+def spec_from_dict(values: dict, spec_type: type, where: str):
+    """A frozen specification from its JSON form; unknown or missing fields are a RequestError naming `where`."""
+    names = {field.name for field in fields(spec_type)}
+    if values.keys() != names:
+        odd = sorted(values.keys() ^ names)
+        raise RequestError(f"{where}: {spec_type.__name__} has fields {odd} too many or missing; write it with save_vlm")
+    return spec_type(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def read_image_spec(path: str | Path, min_pixels: int | None = None, max_pixels: int | None = None) -> ImageSpec:
+    """The ImageSpec of a model (folder or hub id) from its preprocessor_config.json, bounds overridden where given."""
+    try:
+        file = cached_file(str(path), "preprocessor_config.json")
+    except OSError:
+        file = None
+    if file is None:
+        raise RequestError(f"{path}: no preprocessor_config.json; give the folder or hub id of a Qwen2.5-VL model")
+    config = json.loads(Path(file).read_text(encoding="utf-8"))
+    size = config.get("size") or {}
+    default = ImageSpec()
+    return ImageSpec(
+        patch_size=config.get("patch_size", default.patch_size),
+        merge_size=config.get("merge_size", default.merge_size),
+        temporal_patch_size=config.get("temporal_patch_size", default.temporal_patch_size),
+        min_pixels=min_pixels or config.get("min_pixels") or size.get("shortest_edge") or default.min_pixels,
+        max_pixels=max_pixels or config.get("max_pixels") or size.get("longest_edge") or default.max_pixels,
+        resample=config.get("resample", default.resample),
+        image_mean=tuple(config.get("image_mean", default.image_mean)),
+        image_std=tuple(config.get("image_std", default.image_std)),
+    )
