@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+
+from vr1lib.analysis.statistics import (
+    accuracy_interval,
+    bootstrap_mean,
+    bootstrap_mean_of_strata,
+    count_words,
+    length_bins,
+    length_thirds,
+    mcnemar_exact,
+    paired_difference,
+)
+
+
+def test_interval_of_a_share_is_the_binomials():
+    # 100 of 400 right: standard error sqrt(.25 * .75 / 400) = .02165, so the ends lie 1.96 of it from .25.
+    interval = bootstrap_mean([1] * 100 + [0] * 300)
+    assert interval.mean == 0.25 and interval.n == 400
+    assert interval.low == pytest.approx(0.25 - 0.0424, abs=0.004)
+    assert interval.high == pytest.approx(0.25 + 0.0424, abs=0.004)
+
+
+def test_multinomial_resampling_equals_drawing_rows():
+    values = np.array([3, 3, 8, 20, 41, 41, 41, 77.0])
+    rows = np.random.default_rng(1).choice(values, size=(20_000, 8)).mean(axis=1)
+    interval = bootstrap_mean(values, resamples=20_000)
+    assert interval.low == pytest.approx(np.quantile(rows, 0.025), abs=1.0)
+    assert interval.high == pytest.approx(np.quantile(rows, 0.975), abs=1.0)
+
+
+def test_the_same_seed_gives_the_same_interval():
+    values = [0, 1, 1, 0, 1, 0, 0, 1, 1]
+    assert bootstrap_mean(values, seed=3) == bootstrap_mean(values, seed=3)
+    assert bootstrap_mean(np.arange(50), seed=3) != bootstrap_mean(np.arange(50), seed=4)
+
+
+def test_many_rows_cost_no_more_than_few():
+    interval = bootstrap_mean(np.arange(200_000) % 5000)
+    assert interval.mean == pytest.approx(2499.5)
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * 5000 / np.sqrt(12 * 200_000), rel=0.1)
+
+
+def test_strata_count_alike_whatever_their_size():
+    # the paper's average over benchmarks: (1/4 + 3/4) / 2, not (1 + 75) / 104
+    assert bootstrap_mean_of_strata([[1, 0, 0, 0], [1] * 75 + [0] * 25]).mean == 0.5
+
+
+def test_no_values_is_an_error():
+    with pytest.raises(ValueError, match="at least one value"):
+        bootstrap_mean([])
+    with pytest.raises(ValueError, match="at least one value"):
+        bootstrap_mean_of_strata([[1], []])
+
+
+def test_none_right_is_not_certainty():
+    # Clopper-Pearson: 1 - .025 ** (1 / 30) = .1157
+    none = accuracy_interval([0] * 30)
+    assert (none.mean, none.low) == (0, 0) and none.high == pytest.approx(0.1157, abs=1e-4)
+    every = accuracy_interval([1] * 30)
+    assert (every.mean, every.high) == (1, 1) and every.low == pytest.approx(0.8843, abs=1e-4)
+
+
+def test_pairs_are_resampled_together():
+    first, second = [1, 0] * 50, [1, 1] * 50  # second wins exactly where first fails
+    difference = paired_difference(first, second)
+    assert difference.mean == 0.5 and difference.excludes_zero
+    same = paired_difference(first, first)
+    assert (same.mean, same.low, same.high) == (0, 0, 0) and not same.excludes_zero
+
+
+def test_unequal_lists_cannot_be_paired():
+    with pytest.raises(ValueError, match="3 values cannot be paired with 2"):
+        paired_difference([1, 0, 1], [1, 0])
+    with pytest.raises(ValueError, match="3 values cannot be paired with 2"):
+        mcnemar_exact([1, 0, 1], [1, 0])
+
+
+def test_mcnemar_by_hand():
+    # 1 against 5 discordant pairs: 2 * (C(6,0) + C(6,1)) / 64 = 14/64
+    test = mcnemar_exact([1, 0, 0, 0, 0, 0, 1, 0], [0, 1, 1, 1, 1, 1, 1, 0])
+    assert (test.only_first, test.only_second) == (1, 5)
+    assert test.p_value == pytest.approx(14 / 64)
+
+
+def test_mcnemar_without_disagreement_or_with_an_even_one_has_p_one():
+    assert mcnemar_exact([1, 0], [1, 0]).p_value == 1
+    assert mcnemar_exact([1, 0], [0, 1]).p_value == 1
+
+
+def test_mcnemar_holds_for_many_pairs():
+    test = mcnemar_exact([0] * 60_000 + [1] * 59_000, [1] * 60_000 + [0] * 59_000)
+    assert test.p_value == pytest.approx(0.00377, abs=0.0002)  # normal: (999 / sqrt(119000)) = 2.896 → .00378
+
+
+def test_fixed_bins_have_share_and_accuracy():
+    lengths = [10, 63, 64, 100, 128, 300]
+    bins = length_bins(lengths, [1, 1, 1, 0, 0, 0], edges=[0, 64, 128])
+    assert [item.n for item in bins] == [2, 2, 2]
+    assert [item.accuracy.mean for item in bins] == [1, 0.5, 0]
+    assert [item.share for item in bins] == [pytest.approx(1 / 3)] * 3
+    assert [item.label for item in bins] == ["0–63", "64–127", "128+"]
+
+
+def test_an_empty_bin_has_no_accuracy():
+    bins = length_bins([1, 2], [1, 0], edges=[0, 64])
+    assert bins[1].n == 0 and bins[1].accuracy is None and bins[1].share == 0
+
+
+def test_thirds_are_equal_when_lengths_differ():
+    lengths = [9, 1, 2, 3, 4, 5, 6, 7, 8]
+    bins = length_thirds(lengths, [0, 1, 1, 1, 1, 0, 0, 0, 0])
+    assert [item.n for item in bins] == [3, 3, 3]
+    assert [item.accuracy.mean for item in bins] == [1, pytest.approx(1 / 3), 0]
+    assert [item.label for item in bins] == ["1–3", "4–6", "7–9"]
+
+
+def test_equal_lengths_stay_in_one_third():
+    bins = length_thirds([46] * 8 + [90], [1] * 8 + [0])
+    assert [(item.n, item.label) for item in bins] == [(9, "46–90")]
+    assert length_thirds([], []) == []
+
+
+def test_words_are_whole_and_in_any_case():
+    counts = count_words(["Wait, wait. Waiting awaits.", "Hmm. ALTERNATIVELY, check the checklist"])
+    assert counts == {"Wait": 2, "Hmm": 1, "Alternatively": 1, "Mistake": 0, "Check": 1}
