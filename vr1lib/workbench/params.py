@@ -1,0 +1,439 @@
+"""Parameters of the six notebooks: typed, bounded, and refused in one line when wrong.
+
+One class per notebook; a field's description says what it means, in which unit, and where the value comes from (a
+section of the paper, or "our choice"). The notebook's cell tagged "parameters", its class here and every
+params/STEM/*.yaml hold the same names; a test keeps them together. YAML 1.1 reads `1e-6` as text: it is accepted
+wherever a number is meant. Relative paths in parameters are relative to the project root, the folder that holds notebooks/ and params/.
+"""
+
+import ast
+import difflib
+import math
+import os
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+
+import vr1lib
+from vr1lib.records import RequestError
+
+SECRET_NAME = re.compile(r"(^|_)(key|token|secret|password|passwd|credential|credentials)$", re.IGNORECASE)
+BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "min_length": "", "max_length": "", "pattern": ""}
+PLAIN_TYPES = (bool, int, float, str, list, tuple, dict, type(None))
+
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+Stage = Annotated[list[Count], Field(min_length=3, max_length=3)]
+
+
+class Parameters(BaseModel):
+    """What every notebook takes. Unknown names, wrong types and numbers that are not finite are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    run: str = Field(
+        "default",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._~-]*$",
+        description="Name of the run: its folder is outputs/STEM/RUN.",
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of every random choice in the run.")
+    wandb_mode: Literal["offline", "online", "disabled"] = Field(
+        "offline", description="offline writes the run folder's wandb/ only (upload later with `wandb sync`)."
+    )
+    wandb_project: str = Field("vision-r1", min_length=1, description="W&B project.")
+    wandb_group: str | None = Field(None, description="W&B group, for runs that belong together; null for none.")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def text_that_means_a_number(cls, value: Any, info: typing.Any) -> Any:
+        return as_numbers(value, cls.model_fields[info.field_name].annotation)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(
+            self.model_dump(), sort_keys=False, default_flow_style=None, allow_unicode=True, width=120
+        )
+
+
+class BaseModelParameters(Parameters):
+    """00_base_model: the tiny Qwen2.5-VL that the other notebooks start from, trained on ShapeWorld."""
+
+    families: list[Text] = Field(["counting"], min_length=1, description="ShapeWorld families to train on; our choice.")
+    grid_sizes: list[Count] = Field([2, 3], min_length=1, description="Sides of the grids, in cells; our choice.")
+    problems: int = Field(4000, ge=1, description="Training problems rendered; our choice.")
+    held_out_problems: int = Field(200, ge=1, description="Problems the accuracy is measured on; our choice.")
+    steps: int = Field(800, ge=1, description="Optimizer steps; our choice.")
+    batch_size: int = Field(64, ge=1, description="Rows per optimizer step; our choice.")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak learning rate of AdamW; our choice.")
+    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Share of the steps that warm up (as the authors' SFT).")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay; our choice.")
+    max_completion_tokens: int = Field(128, ge=1, description="Longest answer when measuring, in tokens; our choice.")
+
+
+class DataBuildingParameters(Parameters):
+    """10_data_building: cold-start rows by modality bridging (Section 3.3.1), RL problems and held-out problems."""
+
+    source: str = Field(
+        "shapeworld",
+        min_length=1,
+        description="shapeworld, a source by name (wemath, mathvision, …), or a .jsonl file.",
+    )
+    data_root: str | None = Field(None, description="Folder of the original data sets, for sources given by name.")
+    limit: int | None = Field(None, ge=1, description="Take at most this many problems per source; null for all.")
+    families: list[Text] = Field(["counting"], min_length=1, description="ShapeWorld families; our choice.")
+    grid_sizes: list[Count] = Field([2, 3], min_length=1, description="Sides of the grids, in cells; our choice.")
+    cold_problems: int = Field(2000, ge=1, description="Problems bridged into cold-start rows (paper: 200K).")
+    rl_problems: int = Field(1000, ge=1, description="Problems for GRPO (paper: about 10K, Section 4.1).")
+    test_problems: int = Field(500, ge=1, description="Problems never trained on; our choice.")
+
+
+class ColdSftParameters(Parameters):
+    """20_cold_sft: supervised fine-tuning on the cold-start rows (Section 3.3.2), giving Vision-R1-CI."""
+
+    model: str = Field("tiny", min_length=1, description="Model folder or hub name; tiny builds an untrained one.")
+    method: Literal["full", "lora", "qlora"] = Field("full", description="What is trained (paper: full fine-tuning).")
+    lora_rank: int = Field(64, ge=1, description="Rank of the adapter; EasyR1's, our choice.")
+    lora_alpha: int = Field(64, ge=1, description="Scale of the adapter; EasyR1's, our choice.")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input; our choice.")
+    train_vision: bool = Field(False, description="Train the vision tower too (the authors' framework froze it).")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Number type of the weights (authors: bf16).")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory; our choice.")
+    cold: str = Field(
+        "outputs/10_data_building/default/cold.jsonl", min_length=1, description="Cold-start rows, a .jsonl file."
+    )
+    data_root: str | None = Field(None, description="Folder of the original data sets, for data given by source name.")
+    epochs: float = Field(2.0, gt=0, description="Passes over the rows (authors' train.yaml: 2).")
+    batch_size: int = Field(32, ge=1, description="Rows per optimizer step, all devices together (authors: 32).")
+    micro_batch_size: int = Field(8, ge=1, description="Rows per forward pass on one device; our choice.")
+    learning_rate: float = Field(5e-6, gt=0, le=1, description="Peak learning rate, cosine (authors: 5e-6).")
+    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Share of the steps that warm up (authors: 0.05).")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay (authors: not set).")
+    max_tokens: int = Field(
+        16384, ge=1, description="Longer rows are left out and counted, never cut (authors: 16384)."
+    )
+
+
+class PtstGrpoParameters(Parameters):
+    """30_ptst_grpo: GRPO with Progressive Thinking Suppression Training (Section 3.4), giving Vision-R1."""
+
+    model: str = Field("tiny", min_length=1, description="Cold-started model folder; tiny builds an untrained one.")
+    method: Literal["full", "lora", "qlora"] = Field("full", description="What is trained (paper: full fine-tuning).")
+    lora_rank: int = Field(64, ge=1, description="Rank of the adapter; EasyR1's, our choice.")
+    lora_alpha: int = Field(64, ge=1, description="Scale of the adapter; EasyR1's, our choice.")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input; our choice.")
+    train_vision: bool = Field(False, description="Train the vision tower too; our choice.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Number type of the weights; our choice.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory; our choice.")
+    problems: str = Field(
+        "outputs/10_data_building/default/rl.jsonl",
+        min_length=1,
+        description="RL problems: a .jsonl file or a source name.",
+    )
+    data_root: str | None = Field(None, description="Folder of the original data sets, for sources given by name.")
+    limit: int | None = Field(None, ge=1, description="Take at most this many problems; null for all.")
+    stages: list[Stage] = Field(
+        [[64, 16, 30], [128, 8, 20]],
+        min_length=1,
+        description="PTST's stages as [max completion tokens, group size, steps] (paper: [4096, 16, 100] and so on).",
+    )
+    completions_per_step: int = Field(256, ge=1, description="Completions sampled for one optimizer step; our choice.")
+    reward: Literal["hard", "format_plus_result"] = Field(
+        "hard", description="hard: 1 iff format and answer are right (Section 3.4); format_plus_result: Zero's 1:1."
+    )
+    system_prompt: Literal["none", "zero"] = Field(
+        "none", description="none after the cold start (Section 3.4); zero: the DeepSeek-R1-Zero template's words."
+    )
+    learning_rate: float = Field(5e-5, gt=0, le=1, description="Learning rate (not in the paper; EasyR1: 1e-6).")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay (EasyR1: 0.01); our choice.")
+    kl_coefficient: float = Field(0.01, ge=0, description="β, weight of the KL to the reference (Section 3.4: 1e-2).")
+    clip_low: float = Field(0.2, gt=0, lt=1, description="ε of the clipped ratio below 1 (Section 3.4: 0.2).")
+    clip_high: float = Field(0.2, gt=0, description="ε of the clipped ratio above 1 (Section 3.4: 0.2).")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm (EasyR1: 1.0).")
+    temperature: float = Field(1.0, gt=0, description="Sampling temperature of the rollouts (EasyR1: 1.0).")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus of the rollouts; 1 samples from the policy itself.")
+
+
+class BenchmarkParameters(Parameters):
+    """40_benchmark: one model, several benchmarks (Section 4)."""
+
+    model: str = Field("tiny", min_length=1, description="Model folder or hub name; tiny builds an untrained one.")
+    label: str = Field("tiny", min_length=1, description="How tables and figures call the model.")
+    benchmarks: list[Text] = Field(
+        ["outputs/10_data_building/default/test.jsonl"],
+        min_length=1,
+        description="Benchmarks: .jsonl files or source names.",
+    )
+    data_root: str | None = Field(None, description="Folder of the original data sets, for sources given by name.")
+    limit: int | None = Field(None, ge=1, description="Take at most this many problems per benchmark; null for all.")
+    samples: int = Field(1, ge=1, description="Completions per problem; our choice.")
+    temperature: float = Field(0.0, ge=0, description="0 is greedy (authors: 0.6).")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus of the sampling (authors: 0.95).")
+    max_completion_tokens: int = Field(256, ge=1, description="Longest answer, in tokens (authors: 16000).")
+    batch_size: int = Field(64, ge=1, description="Problems generated together; our choice.")
+    bootstrap_samples: int = Field(10_000, ge=100, description="Resamples behind each interval; our choice.")
+
+
+class AnalysisParameters(Parameters):
+    """50_analysis: the paper's Table 4 and Figure 1 over several runs."""
+
+    runs: dict[str, Text] = Field({}, description="Label → run folder of 40_benchmark.")
+    training_runs: dict[str, Text] = Field({}, description="Label → run folder of 30_ptst_grpo.")
+    bootstrap_samples: int = Field(10_000, ge=100, description="Resamples behind each interval; our choice.")
+
+
+PARAMETERS: dict[str, type[Parameters]] = {
+    "00_base_model": BaseModelParameters,
+    "10_data_building": DataBuildingParameters,
+    "20_cold_sft": ColdSftParameters,
+    "30_ptst_grpo": PtstGrpoParameters,
+    "40_benchmark": BenchmarkParameters,
+    "50_analysis": AnalysisParameters,
+}
+
+
+# Where things are.
+
+
+def project_root() -> Path:
+    """The folder that holds notebooks/ and params/: VR1_HOME, or one above the working directory, or the checkout.
+
+    Raises RequestError if there is none.
+    """
+    home = os.environ.get("VR1_HOME")
+    working = Path.cwd()
+    candidates = [Path(home)] if home else [working, *working.parents, Path(vr1lib.__file__).parent.parent]
+    for folder in candidates:
+        if (folder / "notebooks").is_dir() and (folder / "params").is_dir():
+            return folder.resolve()
+    where = f"VR1_HOME={home}" if home else f"{working} and the folders above it"
+    raise RequestError(f"{where}: no notebooks/ and params/ here; change into the project folder or set VR1_HOME to it")
+
+
+def parameters_class(stem: str) -> type[Parameters]:
+    if stem not in PARAMETERS:
+        raise RequestError(f"{stem!r} is no notebook; the notebooks are {', '.join(PARAMETERS)}")
+    return PARAMETERS[stem]
+
+
+# The three ways in: files and overrides (`vr1 run`), a notebook's own names (papermill, JupyterLab), and plain values.
+
+
+def load_parameters(
+    stem: str, files: Sequence[str | Path] = (), overrides: Iterable[tuple[str, str]] = ()
+) -> Parameters:
+    """The notebook's parameters from YAML files, merged left to right, then KEY VALUE overrides, then its defaults.
+
+    An override's value is read as YAML, but stays text where only text is allowed (`-p label 7`).
+    Raises RequestError naming the file (or `-p KEY`), the key and what is allowed.
+    """
+    fields = parameters_class(stem).model_fields
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for file in files:
+        for key, value in read_yaml(stem, file).items():
+            values[key], origins[key] = value, str(file)
+    for key, text in overrides:
+        origin = "-p"
+        only_text = key in fields and set(kinds(fields[key].annotation)) <= {str}
+        values[key], origins[key] = text if only_text else parse_yaml(text, f"-p {key}"), origin
+    return build(stem, values, origins)
+
+
+def from_notebook(stem: str, namespace: Mapping[str, Any]) -> Parameters:
+    """The parameters that the notebook's cells and papermill have put into `namespace` (its `globals()`).
+
+    Moves to the project root, so that relative paths mean the same from JupyterLab, papermill and `vr1 run`. A name
+    that the parameters cell or papermill's injected cell assigns but the notebook does not know is refused: papermill
+    only warns.
+    """
+    fields = parameters_class(stem).model_fields
+    os.chdir(project_root())
+    given = parameter_names(namespace["In"], fields) if "In" in namespace else plain_names(namespace)
+    values = {name: namespace[name] for name in [*fields, *given] if name in namespace}
+    if not isinstance(values.get("run", ""), str):  # the notebook's `run = start_run(...)` on a second pass
+        values["run"] = getattr(values["run"], "name", values["run"])
+    return build(stem, values, dict.fromkeys(values, f"notebooks/{stem}.ipynb"))
+
+
+def build(stem: str, values: dict[str, Any], origins: Mapping[str, str]) -> Parameters:
+    """Validate plain values; `origins` says for each key which file to name in an error."""
+    known = parameters_class(stem)
+    for key in values:
+        if key in known.model_fields:
+            continue
+        if SECRET_NAME.search(str(key)):
+            raise RequestError(f"{origins[key]}: {key!r} looks like a secret; give secrets in the environment only")
+        nearest = difflib.get_close_matches(str(key), known.model_fields, n=1, cutoff=0.0)[0]
+        raise RequestError(f"{origins[key]}: unknown key {key!r} for {stem}; the nearest known key is {nearest!r}")
+    try:
+        return known.model_validate(values)
+    except ValidationError as error:
+        raise RequestError(one_line(known, error, origins)) from None
+
+
+# Reading.
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML in which a key given twice is an error instead of a silent last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key!r} is given twice", problem_mark=key_node.start_mark
+                )
+            seen.add(str(key))
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(stem: str, path: str | Path) -> dict[str, Any]:
+    """One flat parameter file; a path that is not below the working directory is looked for below the project root."""
+    found = Path(path) if Path(path).exists() else project_root() / path
+    try:
+        text = found.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise RequestError(f"{path}: not UTF-8 text; give a YAML file") from None
+    except OSError as error:
+        known = ", ".join(sorted(file.name for file in (project_root() / "params" / stem).glob("*.yaml"))) or "none yet"
+        message = f"{path}: cannot be read ({error.strerror}); files in params/{stem}: {known}"
+        raise RequestError(message) from None
+    values = parse_yaml(text, str(path))
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise RequestError(f"{path}: holds no `key: value` lines; see params/{stem}/ for examples")
+    return values
+
+
+def parse_yaml(text: str, origin: str) -> Any:
+    try:
+        return yaml.load(text, UniqueKeyLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise RequestError(f"{origin}, line {line}: not valid YAML ({error.problem or error.context})") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RequestError(f"{origin}: not valid YAML ({str(error).splitlines()[0]})") from None
+
+
+def parameter_names(cells: Sequence[str], fields: Mapping[str, FieldInfo]) -> list[str]:
+    """Names assigned by parameter cells among the executed `cells`.
+
+    A parameter cell holds nothing but `name = literal` lines, and either is papermill's ("# Parameters") or assigns a
+    known field.
+    """
+    names: list[str] = []
+    for cell in cells:
+        try:
+            statements = ast.parse(cell).body
+        except SyntaxError:  # a cell with IPython magic
+            continue
+        assigned = [literal_name(statement) for statement in statements]
+        if assigned and all(assigned) and (cell.startswith("# Parameters") or any(name in fields for name in assigned)):
+            names += [name for name in assigned if name]
+    return names
+
+
+def literal_name(statement: ast.stmt) -> str | None:
+    """The name that `name = literal` assigns, None for any other statement."""
+    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    if len(targets) != 1 or not isinstance(targets[0], ast.Name) or getattr(statement, "value", None) is None:
+        return None
+    try:
+        ast.literal_eval(statement.value)
+    except ValueError:
+        return None
+    return targets[0].id
+
+
+def plain_names(namespace: Mapping[str, Any]) -> list[str]:
+    return [name for name, value in namespace.items() if not name.startswith("_") and isinstance(value, PLAIN_TYPES)]
+
+
+# Types: what a field may hold, as a conversion and in words.
+
+
+def kinds(annotation: Any) -> tuple[Any, ...]:
+    """The alternatives of a type: `int | None` → (int, NoneType); Annotated is looked through."""
+    if typing.get_origin(annotation) is Annotated:
+        return kinds(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return tuple(kind for part in typing.get_args(annotation) for kind in kinds(part))
+    return (annotation,)
+
+
+def as_numbers(value: Any, annotation: Any) -> Any:
+    """`value` with text such as "1e-6" read as a number wherever `annotation` allows a number and no text."""
+    allowed = kinds(annotation)
+    for kind in allowed:
+        arguments = typing.get_args(kind)
+        if typing.get_origin(kind) is list and isinstance(value, list | tuple):
+            return [as_numbers(item, arguments[0]) for item in value]
+        if typing.get_origin(kind) is dict and isinstance(value, dict):
+            return {key: as_numbers(item, arguments[1]) for key, item in value.items()}
+    if not isinstance(value, str) or str in allowed or not {int, float} & set(allowed):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    whole = int in allowed and math.isfinite(number) and number == int(number)
+    return int(number) if whole else number if float in allowed else value
+
+
+def one_line(known: type[Parameters], error: ValidationError, origins: Mapping[str, str]) -> str:
+    """The first complaint: file, key, value, and what is allowed."""
+    detail = error.errors()[0]
+    complaint = detail["msg"].removeprefix("Value error, ")
+    if not detail["loc"]:  # fields that do not fit each other
+        return f"{', '.join(dict.fromkeys(origins.values())) or 'the defaults'}: {complaint}"
+    key, *inner = (part for part in detail["loc"] if not isinstance(part, str) or part in origins)
+    field = known.model_fields[key]
+    value = repr(detail["input"])
+    value = value if len(value) <= 80 else value[:77] + "..."
+    where = f"{origins[key]}: {key}{''.join(f'[{part}]' for part in inner)} = {value}"
+    if detail["type"] == "value_error":
+        return f"{where}: {complaint}"
+    return f"{where} is not allowed; {key} is {in_words(field.annotation, field.metadata)}"
+
+
+def in_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """A type and its bounds as a reader would say them: `a number > 0`, `one of offline, online`."""
+    if typing.get_origin(annotation) is Annotated:
+        base, *more = typing.get_args(annotation)
+        inner = [item for part in more for item in (part.metadata if isinstance(part, FieldInfo) else [part])]
+        return in_words(base, [*inner, *metadata])
+    arguments = typing.get_args(annotation)
+    origin = typing.get_origin(annotation) or annotation
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(in_words(part, metadata if part is not type(None) else ()) for part in arguments)
+    if origin is Literal:
+        return "one of " + ", ".join(str(choice) for choice in arguments)
+    bounds = bounds_in_words(metadata)
+    if origin is list:
+        return f"a list{bounds} of ({in_words(arguments[0])})"
+    if origin is dict:
+        return f"a mapping{bounds} of ({in_words(arguments[0])}) to ({in_words(arguments[1])})"
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
+    return names[origin] + bounds
+
+
+def bounds_in_words(metadata: Sequence[Any]) -> str:
+    """` > 0 and ≤ 1`, ` (length 3)`, or nothing."""
+    bound = {name: getattr(item, name) for item in metadata for name in BOUNDS if getattr(item, name, None) is not None}
+    signs = [f"{BOUNDS[name]} {value}" for name, value in bound.items() if name in ("gt", "ge", "lt", "le")]
+    shortest, longest = bound.get("min_length"), bound.get("max_length")
+    if shortest is not None or longest is not None:
+        length = f"length {shortest}" if shortest == longest else f"length {shortest or 0} to {longest or 'any'}"
+        signs.append("(not empty)" if (shortest, longest) == (1, None) else f"({length})")
+    if "pattern" in bound:
+        signs.append(f"of the form {bound['pattern']}")
+    return " " + " and ".join(signs) if signs else ""
