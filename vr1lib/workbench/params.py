@@ -3,7 +3,8 @@
 One class per notebook; a field's description says what it means, in which unit, and where the value comes from (a
 section of the paper, or "our choice"). The notebook's cell tagged "parameters", its class here and every
 params/STEM/*.yaml hold the same names; a test keeps them together. YAML 1.1 reads `1e-6` as text: it is accepted
-wherever a number is meant. Relative paths in parameters are relative to the project root, the folder that holds notebooks/ and params/.
+wherever a number is meant. Relative paths in parameters are relative to the project root, the folder that holds
+notebooks/ and params/.
 """
 
 import ast
@@ -274,7 +275,7 @@ def build(stem: str, values: dict[str, Any], origins: Mapping[str, str]) -> Para
     try:
         return known.model_validate(values)
     except ValidationError as error:
-        raise RequestError(one_line(known, error, origins)) from None
+        raise RequestError(one_line(known, error, values, origins)) from None
 
 
 # Reading.
@@ -389,20 +390,24 @@ def as_numbers(value: Any, annotation: Any) -> Any:
     return int(number) if whole else number if float in allowed else value
 
 
-def one_line(known: type[Parameters], error: ValidationError, origins: Mapping[str, str]) -> str:
+def one_line(
+    known: type[Parameters], error: ValidationError, values: Mapping[str, Any], origins: Mapping[str, str]
+) -> str:
     """The first complaint: file, key, value, and what is allowed."""
     detail = error.errors()[0]
     complaint = detail["msg"].removeprefix("Value error, ")
     if not detail["loc"]:  # fields that do not fit each other
         return f"{', '.join(dict.fromkeys(origins.values())) or 'the defaults'}: {complaint}"
-    key, *inner = (part for part in detail["loc"] if not isinstance(part, str) or part in origins)
-    field = known.model_fields[key]
-    value = repr(detail["input"])
-    value = value if len(value) <= 80 else value[:77] + "..."
-    where = f"{origins[key]}: {key}{''.join(f'[{part}]' for part in inner)} = {value}"
+    key, *inner = detail["loc"]
+    path, value = str(key), values[key]
+    for part in inner:  # pydantic also lists the alternatives it tried: only real indices and keys are followed
+        if isinstance(value, dict) and part in value or isinstance(value, list) and isinstance(part, int):
+            path, value = f"{path}[{part}]", value[part]
+    shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
     if detail["type"] == "value_error":
-        return f"{where}: {complaint}"
-    return f"{where} is not allowed; {key} is {in_words(field.annotation, field.metadata)}"
+        return f"{origins[key]}: {path} = {shown}: {complaint}"
+    field = known.model_fields[key]
+    return f"{origins[key]}: {path} = {shown} is not allowed; {key} is {in_words(field.annotation, field.metadata)}"
 
 
 def in_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
