@@ -165,27 +165,29 @@ class BenchmarkParameters(Parameters):
 
     model: str = Field("tiny", min_length=1, description="Model folder or hub name; tiny builds an untrained one.")
     label: str = Field("tiny", min_length=1, description="How tables and figures call the model.")
-    benchmarks: list[Text] = Field(
-        ["outputs/10_data_building/default/test.jsonl"],
-        min_length=1,
-        description="Benchmarks: .jsonl files or source names.",
+    benchmarks: list[Literal["shapeworld", "wemath", "mathvision"]] = Field(
+        ["shapeworld"], min_length=1, description="What is scored, each benchmark with a row of its own."
     )
-    data_root: str | None = Field(None, description="Folder of the original data sets, for sources given by name.")
-    limit: int | None = Field(None, ge=1, description="Take at most this many problems per benchmark; null for all.")
-    samples: int = Field(1, ge=1, description="Completions per problem; our choice.")
-    temperature: float = Field(0.0, ge=0, description="0 is greedy (authors: 0.6).")
+    data: str | None = Field(None, min_length=1, description="ShapeWorld's problems (.jsonl); null draws new ones.")
+    data_root: str | None = Field(None, min_length=1, description="Folder that holds wemath/ and mathvision/.")
+    exclude: list[Text] = Field([], description="Files (.jsonl) whose rows were trained on and may not be scored.")
+    limit: int | None = Field(200, ge=1, description="At most so many problems per benchmark, evenly spaced; null: all.")
+    temperature: float = Field(0.0, ge=0, le=10, description="0 is greedy (authors: 0.6).")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus of the sampling (authors: 0.95).")
-    max_completion_tokens: int = Field(256, ge=1, description="Longest answer, in tokens (authors: 16000).")
-    batch_size: int = Field(64, ge=1, description="Problems generated together; our choice.")
-    bootstrap_samples: int = Field(10_000, ge=100, description="Resamples behind each interval; our choice.")
+    max_completion_tokens: int = Field(128, ge=1, description="Longest answer, in tokens (authors: 16000).")
+    batch_size: int = Field(64, ge=1, description="Problems answered together; our choice.")
+    min_pixels: int | None = Field(None, ge=1, description="Smallest picture area shown; null: as the model was trained.")
+    max_pixels: int | None = Field(None, ge=1, description="Largest picture area shown; null: as the model was trained.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Number type of the weights; our choice.")
 
 
 class AnalysisParameters(Parameters):
     """50_analysis: the paper's Table 4 and Figure 1 over several runs."""
 
-    runs: dict[str, Text] = Field({}, description="Label → run folder of 40_benchmark.")
-    training_runs: dict[str, Text] = Field({}, description="Label → run folder of 30_ptst_grpo.")
-    bootstrap_samples: int = Field(10_000, ge=100, description="Resamples behind each interval; our choice.")
+    runs: dict[str, Text] = Field({}, description="Label → run folder of 40_benchmark; {} for all finished ones.")
+    training_runs: dict[str, Text] = Field({}, description="Label → run folder of 30_ptst_grpo; {} for all finished ones.")
+    cold_started: str = Field("CI", min_length=1, description="Label of the model whose overthinking Figure 1A shows.")
+    examples: int = Field(6, ge=0, le=100, description="Completions with pictures in the report; our choice.")
 
 
 PARAMETERS: dict[str, type[Parameters]] = {
