@@ -1,9 +1,9 @@
 """Pictures as Qwen2.5-VL takes them: one hashed specification, and the way from a PIL picture to patches.
 
-The rule is Qwen2-VL's published one ("smart resize", then patches grouped so that each merge×merge block of patches is one
-image token). transformers' own processor needs torchvision, whose bicubic differs from PIL's by a grey level; here only PIL
-and numpy are used, so pixels are the same on every machine. The specification travels with every model, since training at
-0.6 and evaluating at 12.8 megapixels is a silent change of task.
+The rule is Qwen2-VL's published one ("smart resize", then patches grouped so that each merge×merge block of patches is
+one image token). transformers' default processor wants torchvision, whose bicubic is not PIL's to the last grey level;
+here only PIL and numpy are used, so pixels are the same on every machine, with torchvision or without. The
+specification travels with every model: trained at 0.6 and evaluated at 12.8 megapixels, a model does another task.
 """
 
 import hashlib
@@ -93,7 +93,7 @@ class ImageSpec:
         rows, columns = height // patch, width // patch
         blocks = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
         blocks = blocks.transpose(0, 3, 1, 4, 6, 2, 5)  # block row, block column, row, column in it, colour, y, x
-        blocks = np.repeat(blocks[:, :, :, :, :, None], self.temporal_patch_size, axis=5)  # a still picture: frames equal
+        blocks = np.repeat(blocks[:, :, :, :, :, None], self.temporal_patch_size, axis=5)  # still: every frame the same
         return torch.from_numpy(blocks.reshape(rows * columns, -1)), torch.tensor([1, rows, columns])
 
     def preprocessor_config(self) -> dict:
@@ -119,12 +119,20 @@ class ImageSpec:
 
 
 def spec_from_dict(values: dict, spec_type: type, where: str):
-    """A frozen specification from its JSON form; unknown or missing fields are a RequestError naming `where`."""
-    names = {field.name for field in fields(spec_type)}
-    if values.keys() != names:
-        odd = sorted(values.keys() ^ names)
-        raise RequestError(f"{where}: {spec_type.__name__} has fields {odd} too many or missing; write it with save_vlm")
+    """A frozen specification from its JSON form; RequestError naming `where` and the fields that are odd or missing."""
+    odd = sorted(values.keys() ^ {field.name for field in fields(spec_type)})
+    if odd:
+        raise RequestError(f"{where}: fields {odd} are missing or unknown; save the model again")
     return spec_type(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of a picture file from its header."""
+    try:
+        with Image.open(path) as picture:
+            return picture.height, picture.width
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise RequestError(f"not a readable picture ({error}); replace or remove it") from None
 
 
 def read_image_spec(path: str | Path, min_pixels: int | None = None, max_pixels: int | None = None) -> ImageSpec:

@@ -141,7 +141,6 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTok
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=list(SPECIAL_TOKENS),
         clean_up_tokenization_spaces=False,
         model_max_length=32768,
         chat_template=CHAT_TEMPLATE,

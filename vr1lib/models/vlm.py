@@ -1,30 +1,32 @@
 """The policy and its processor: a Qwen2.5-VL with text, pictures and specifications kept together.
 
-One rendering serves every model, tiny or 72B: ChatML turns, a picture standing as `<|vision_start|>`, one `<|image_pad|>`
-for each merged block of its patches, `<|vision_end|>`. Departure from Qwen's template, on purpose: no default system
-message is put in when none is asked for (the paper's RL has no system prompt, Section 3.4); `save_vlm` writes the same
-template, so a server renders what was trained on. Prompts are never cut: image tokens are counted from the grid, and the
-text of a problem cannot smuggle in special tokens, because it is encoded as plain text.
+One rendering serves every model, tiny or 72B: ChatML turns; a picture is `<|vision_start|>`, one `<|image_pad|>` for
+each merged block of its patches, `<|vision_end|>`. Departure from Qwen's template, on purpose: no default system message
+when none is asked for (the paper's RL has no system prompt, Section 3.4). `save_vlm` writes the same template, so that
+a server renders what was trained on. Prompts are never cut: image tokens are counted from the grid, and a problem's
+text cannot smuggle in special tokens, because it is encoded as plain text.
 """
 
 import json
+import os
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from PIL import Image
+from accelerate.utils import extract_model_from_parallel
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from vr1lib.models.images import ImageSpec, read_image_spec, spec_from_dict
+from vr1lib.models.images import ImageSpec, picture_size, read_image_spec, spec_from_dict
 from vr1lib.prompts import PromptSpec, prompt_parts
 from vr1lib.records import Problem, RequestError, open_image
 
@@ -33,19 +35,18 @@ LoraTargets = Literal["language", "language+vision"]
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' or 'image' in part or 'image_url' in part %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' or 'image' in part or 'image_url' in part %}"
+    "<|vision_start|><|image_pad|><|vision_end|>"
     "{% elif part['type'] == 'video' or 'video' in part %}<|vision_start|><|video_pad|><|vision_end|>"
     "{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
-VISION_ID_KEYS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+VISION_ID_KEYS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "vision_token_id")
 SPEC_FILE = "vr1_spec.json"
 IGNORED_LABEL = -100
-LANGUAGE_LINEAR = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-VISION_LINEAR = r".*visual\.blocks.*\.(qkv|proj|gate_proj|up_proj|down_proj)"
+NUMBER_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -78,49 +79,45 @@ class Vlm:
     image_spec: ImageSpec
     prompt_spec: PromptSpec
     method: Method
-    base: str | None = None  # under LoRA and QLoRA: the path or hub id the adapter sits on
+    base: str | None = None  # under LoRA and QLoRA: the folder or hub id the adapter sits on
 
     def __post_init__(self) -> None:
-        config = self.model.config
-        known = self.tokenizer.get_vocab()
-        named = {known[token] for token in VISION_TOKENS if token in known}
-        named |= {getattr(config, key) for key in VISION_ID_KEYS if getattr(config, key, None) is not None}
-        self.vision_token_ids: tuple[int, ...] = tuple(sorted(named))
-        self.image_token_id: int = config.image_token_id
+        config, vocabulary = self.model.config, self.tokenizer.get_vocab()
         ends = self.model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
-        self.end_of_turn_id: int = known["<|im_end|>"]
-        self.eos_token_ids: tuple[int, ...] = tuple(sorted({self.end_of_turn_id, *(end for end in ends if end is not None)}))
+        self.start_of_turn_id: int = vocabulary["<|im_start|>"]
+        self.end_of_turn_id: int = vocabulary["<|im_end|>"]
+        self.vision_start_id: int = vocabulary["<|vision_start|>"]
+        self.vision_end_id: int = vocabulary["<|vision_end|>"]
+        self.image_token_id: int = config.image_token_id
         self.pad_token_id: int = self.tokenizer.pad_token_id
+        self.eos_token_ids: tuple[int, ...] = tuple(sorted({self.end_of_turn_id, *ends} - {None}))
+        named = {vocabulary.get(token) for token in VISION_TOKENS}
+        named |= {getattr(config, key, None) for key in VISION_ID_KEYS}
+        self.vision_token_ids: tuple[int, ...] = tuple(sorted(named - {None}))
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return next(self.model.parameters()).device
 
     def encode_prompt(self, problem: Problem) -> EncodedPrompt:
         """The user's turn and the opening of the assistant's. Never cut, whatever its length.
 
-        Raises RequestError naming the problem for a picture that cannot be used.
+        Raises RequestError naming problem and file for a picture that cannot be used.
         """
-        pictures = iter([self._patches(problem, path) for path in problem.images])
         ids: list[int] = []
         pixel_values, grids = [], []
-        text = ""
-        for piece in self._pieces(problem):
-            if isinstance(piece, Path):
-                pixels, grid = next(pictures)
-                ids += self._plain_ids(text)
-                text = ""
-                tokens = int(grid.prod()) // self.image_spec.merge_size**2
-                ids += [self._id("<|vision_start|>"), *[self.image_token_id] * tokens, self._id("<|vision_end|>")]
+        for segment in self._segments(problem):
+            if isinstance(segment, int):
+                ids.append(segment)
+            elif isinstance(segment, str):
+                ids += self._plain_ids(segment)
+            else:
+                pixels, grid = self._patches(problem, segment)
+                image_tokens = int(grid.prod()) // self.image_spec.merge_size**2
+                ids += [self.vision_start_id, *[self.image_token_id] * image_tokens, self.vision_end_id]
                 pixel_values.append(pixels)
                 grids.append(grid)
-            elif piece in ("<|im_start|>", "<|im_end|>"):
-                ids += [*self._plain_ids(text), self._id(piece)]
-                text = ""
-            else:
-                text += piece
-        ids += self._plain_ids(text)
         input_ids = torch.tensor(ids)
         prompt = EncodedPrompt(
             problem.id,
@@ -133,14 +130,13 @@ class Vlm:
         return prompt
 
     def encode_row(self, problem: Problem, response: str) -> EncodedRow:
-        """Prompt and answer as one row to train on, loss on the answer and its `<|im_end|>` only. Never cut: the caller
-        decides by `len(row)` what to do with a long one."""
-        return self.append(self.encode_prompt(problem), [*self._plain_ids(response), self.end_of_turn_id])
+        """Prompt and answer as one row to train on, loss on the answer and its `<|im_end|>` only.
 
-    def append(self, prompt: EncodedPrompt, answer_ids: Sequence[int]) -> EncodedRow:
-        """The prompt followed by an answer's own ids, which become its labels: what a sampled completion is scored on."""
-        answer = torch.tensor(list(answer_ids), dtype=torch.long)
-        row = EncodedRow(
+        Never cut: `len(row)` tells the caller what it would cost, and a row too long is left out, not shortened.
+        """
+        prompt = self.encode_prompt(problem)
+        answer = torch.tensor([*self._plain_ids(response), self.end_of_turn_id])
+        return EncodedRow(
             prompt.problem_id,
             torch.cat([prompt.input_ids, answer]),
             torch.cat([prompt.mm_token_type_ids, torch.zeros_like(answer)]),
@@ -148,27 +144,25 @@ class Vlm:
             prompt.image_grid_thw,
             torch.cat([torch.full_like(prompt.input_ids, IGNORED_LABEL), answer]),
         )
-        self.check_images(row)
-        return row
 
     def count_prompt_tokens(self, problem: Problem) -> int:
-        """`len(encode_prompt(problem))` from the pictures' sizes alone, their pixels unread."""
-        count, text = 0, ""
-        for piece in [*self._pieces(problem), None]:
-            if isinstance(piece, str) and piece not in ("<|im_start|>", "<|im_end|>"):
-                text += piece
-                continue
-            count += len(self._plain_ids(text))
-            text = ""
-            if isinstance(piece, Path):
-                count += 2 + self._image_tokens(problem, piece)
-            elif piece is not None:
+        """`len(encode_prompt(problem))` from the pictures' sizes alone: no pixel is decoded, so a filter is cheap."""
+        count = 0
+        for segment in self._segments(problem):
+            if isinstance(segment, int):
                 count += 1
+            elif isinstance(segment, str):
+                count += len(self._plain_ids(segment))
+            else:
+                with naming(f"problem {problem.id}: {segment}"):
+                    count += 2 + self.image_spec.image_tokens(*picture_size(segment))
         return count
 
     def check_images(self, encoded: EncodedPrompt) -> None:
-        """Raises RequestError naming the problem unless image tokens and image features are equal in number: a cut
-        prompt or a sampled image token would otherwise end in a crash deep inside the model."""
+        """Raises RequestError naming the problem unless image tokens and image features are equal in number.
+
+        A cut prompt or a sampled image token would otherwise end in a crash deep inside the model.
+        """
         tokens = int((encoded.input_ids == self.image_token_id).sum())
         grid = encoded.image_grid_thw
         features = 0 if grid is None else int(grid.prod(dim=1).sum()) // self.image_spec.merge_size**2
@@ -178,54 +172,57 @@ class Vlm:
                 "leave the prompt uncut and keep vision tokens out of completions"
             )
 
-    def decode(self, ids: Sequence[int] | torch.Tensor) -> str:
-        """The text of ids, special tokens left out, spaces exactly as they were."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, the model is the one that training started from: its adapter is off (LoRA and QLoRA only)."""
+        """Inside, the model is the one that training started from (LoRA and QLoRA only).
+
+        A fresh adapter is switched off; one that was loaded steps back to the frozen copy of its start.
+        """
         if self.method == "full":
             raise ValueError("a model trained in full has no adapter to switch off; keep a copy as the reference")
-        with self.model.disable_adapter():
+        from vr1lib.models.adapters import at_start
+
+        with at_start(extract_model_from_parallel(self.model)):
             yield
 
-    def _pieces(self, problem: Problem) -> Iterator[str | Path]:
-        """The ChatML rendering: turn marks, plain text and picture paths, in order."""
+    def _segments(self, problem: Problem) -> Iterator[int | str | Path]:
+        """The ChatML rendering in order: turn marks as ids, runs of plain text, pictures as paths."""
         if self.prompt_spec.system is not None:
-            yield from ("<|im_start|>", f"system\n{self.prompt_spec.system}", "<|im_end|>", "\n")
-        yield from ("<|im_start|>", "user\n")
+            yield from (self.start_of_turn_id, f"system\n{self.prompt_spec.system}", self.end_of_turn_id, "\n")
+        yield self.start_of_turn_id
+        text = "user\n"
         for part in prompt_parts(problem, self.prompt_spec):
-            yield part if isinstance(part, Path) else f"{part}"
-        yield from ("<|im_end|>", "\n", "<|im_start|>", "assistant\n")
+            if isinstance(part, str):
+                text += part
+                continue
+            yield from (text, part)
+            text = ""
+        yield from (text, self.end_of_turn_id, "\n", self.start_of_turn_id, "assistant\n")
 
     def _plain_ids(self, text: str) -> list[int]:
-        """Ids of text in which a special token's name is only its letters."""
-        if not text:
-            return []
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        """Ids of text in which the name of a special token is only its letters."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
 
-    def _id(self, token: str) -> int:
-        return self.tokenizer.convert_tokens_to_ids(token)
+    def _patches(self, problem: Problem, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+        with naming(f"problem {problem.id}"):
+            picture = open_image(path)
+        with naming(f"problem {problem.id}: {path}"):
+            return self.image_spec.patches(picture)
 
-    def _patches(self, problem: Problem, path: str) -> tuple[torch.Tensor, torch.Tensor]:
-        try:
-            return self.image_spec.patches(open_image(path))
-        except RequestError as error:
-            raise RequestError(f"problem {problem.id}: {path}: {error}") from None
 
-    def _image_tokens(self, problem: Problem, path: Path) -> int:
-        try:
-            with Image.open(path) as picture:
-                return self.image_spec.image_tokens(picture.height, picture.width)
-        except (OSError, RequestError) as error:
-            raise RequestError(f"problem {problem.id}: {path}: {error}") from None
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """A RequestError raised inside is told with where it happened."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(f"{where}: {error}") from None
 
 
 def load_vlm(
     path: str | Path,
     *,
-    method: Method = "full",
+    method: Method | None = None,
     lora_rank: int = 64,
     lora_alpha: float = 64,
     lora_dropout: float = 0.0,
@@ -238,89 +235,135 @@ def load_vlm(
     prompt_spec: PromptSpec | None = None,
     accept_other_spec: bool = False,
 ) -> Vlm:
-    """A Qwen2.5-VL from a folder or a hub id, ready for `method`.
+    """A Qwen2.5-VL from a folder or a hub id, in evaluation mode, ready to train by `method`.
 
-    full: every weight trains, the vision tower and its projector only with `train_vision`. lora: a fresh adapter on all
-    linear layers of the language model. qlora: the same over a 4-bit base (NF4, double quantisation), the vision
-    tower and the head kept in `dtype`.
+    full: every weight trains, the vision tower and its projector only with `train_vision`. lora: a fresh adapter on the
+    linear layers of the language model, of the vision tower too with `lora_targets` "language+vision". qlora: the same
+    over a 4-bit base (NF4, double quantisation); vision tower and head stay in `dtype`.
 
-    The folder's own specifications hold unless others are given; a given one that differs from what the model was trained
-    with is refused, unless `accept_other_spec`.
+    A folder that holds an adapter loads its base too and goes on with that adapter, its rank and targets; `method` must
+    be the one it was trained by. None means that one, or full for a plain model.
+
+    The folder's own specifications hold unless others are given; a given one that differs from what the model was
+    trained with is refused, unless `accept_other_spec`.
     """
     path = str(path)
-    image_spec, prompt_spec = _settle_specs(path, image_spec, prompt_spec, accept_other_spec)
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    number_type = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
-    quantization = None
-    if method == "qlora":
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=number_type,
-            llm_int8_skip_modules=["visual", "lm_head"],
-        )
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    tokenizer.chat_template = CHAT_TEMPLATE
-    model = AutoModelForImageTextToText.from_pretrained(
-        path, dtype=number_type, quantization_config=quantization, device_map={"": place} if quantization else None
-    )
-    if quantization is None:
-        model.to(place)
+    own = read_spec_file(path)
+    trained_by = own["method"] if own else "full"
+    holds_adapter = trained_by != "full"
+    if holds_adapter and method not in (None, trained_by):
+        raise RequestError(f"{path}: holds an adapter trained by {trained_by}; method = {method!r}: use {trained_by!r}")
+    method = method or trained_by
+    if train_vision and method != "full":
+        raise RequestError(f"train_vision = True is for method full; under {method} use lora_targets 'language+vision'")
+    image_spec, prompt_spec = _settle_specs(path, own, image_spec, prompt_spec, accept_other_spec)
+    base = own["base"] if holds_adapter else _absolute(path)
+    with naming(f"{Path(path, SPEC_FILE)}, key 'base'") if holds_adapter else nullcontext():
+        model, tokenizer = _load_base(base, NUMBER_TYPES[dtype], device, quantised=method == "qlora")
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     if method == "full":
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(train_vision or "visual." not in name)
+        model.model.visual.requires_grad_(train_vision)
     else:
-        model = _with_adapter(model, lora_rank, lora_alpha, lora_dropout, lora_targets)
-    return Vlm(model, tokenizer, image_spec, prompt_spec, method, base=None if method == "full" else path)
+        from vr1lib.models.adapters import add_adapter, load_adapter
+
+        if holds_adapter:
+            model = load_adapter(model, path)
+        else:
+            model = add_adapter(model, lora_rank, lora_alpha, lora_dropout, lora_targets)
+    return Vlm(model.eval(), tokenizer, image_spec, prompt_spec, method, base=None if method == "full" else base)
 
 
-def _with_adapter(
-    model: PreTrainedModel, rank: int, alpha: float, dropout: float, targets: LoraTargets
-) -> torch.nn.Module:
-    from peft import LoraConfig, get_peft_model
+def _load_base(
+    path: str, number_type: torch.dtype, device: str, quantised: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The transformers model and tokenizer of a plain folder or hub id."""
+    if not Path(path, "config.json").is_file() and not re.fullmatch(r"[\w-]+/[\w.-]+", path):
+        raise RequestError(f"{path}: no model here (no config.json); give a model folder or a hub id such as Qwen/NAME")
+    try:
+        config = AutoConfig.from_pretrained(path)
+        if config.model_type != "qwen2_5_vl":
+            raise RequestError(f"{path}: config.json, model_type = {config.model_type!r}: give a Qwen2.5-VL model")
+        if quantised:
+            from vr1lib.models.adapters import four_bit, keep_trainable
+        model = AutoModelForImageTextToText.from_pretrained(
+            path,
+            dtype=number_type,
+            quantization_config=four_bit(number_type) if quantised else None,
+            device_map={"": _place(device)},
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except OSError as error:
+        reason = str(error).split("\n")[0]
+        raise RequestError(f"{path}: the model cannot be loaded ({reason}); give a complete folder or hub id") from None
+    tokenizer.chat_template = CHAT_TEMPLATE
+    if quantised:
+        keep_trainable(model)
+    return model, tokenizer
 
-    pattern = LANGUAGE_LINEAR if targets == "language" else f"({LANGUAGE_LINEAR}|{VISION_LINEAR})"
-    return get_peft_model(
-        model,
-        LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern, task_type="CAUSAL_LM"),
-    )
+
+def _place(device: str) -> torch.device:
+    """The device: "auto" is this process's own GPU (LOCAL_RANK's, under a launcher), or the CPU."""
+    if device == "auto":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def _absolute(path: str) -> str:
+    """A local folder's absolute path; a hub id as it is."""
+    return str(Path(path).resolve()) if Path(path).is_dir() else path
+
+
+def read_spec_file(path: str) -> dict | None:
+    """A model folder's vr1_spec.json with its specifications as objects; None where there is none (a hub model)."""
+    file = Path(path, SPEC_FILE)
+    if not file.is_file():
+        return None
+    try:
+        own = json.loads(file.read_text(encoding="utf-8"))
+        own["image_spec"] = spec_from_dict(own["image_spec"], ImageSpec, f"{file}, key 'image_spec'")
+        own["prompt_spec"] = spec_from_dict(own["prompt_spec"], PromptSpec, f"{file}, key 'prompt_spec'")
+        return {key: own[key] for key in ("method", "base", "image_spec", "prompt_spec")}
+    except (ValueError, KeyError, AttributeError) as error:
+        raise RequestError(f"{file}: not a specification ({error!r}); save the model again") from None
 
 
 def _settle_specs(
-    path: str, image_spec: ImageSpec | None, prompt_spec: PromptSpec | None, accept_other_spec: bool
+    path: str, own: dict | None, image_spec: ImageSpec | None, prompt_spec: PromptSpec | None, accept_other_spec: bool
 ) -> tuple[ImageSpec, PromptSpec]:
     """The specifications to use: asked for, or the model's own; RequestError where both exist and differ."""
-    own_file = Path(path) / SPEC_FILE
-    if not own_file.is_file():
+    if own is None:
         return image_spec or read_image_spec(path), prompt_spec or PromptSpec()
-    own = json.loads(own_file.read_text(encoding="utf-8"))
-    own_specs = [
-        spec_from_dict(own["image_spec"], ImageSpec, f"{own_file}, key 'image_spec'"),
-        spec_from_dict(own["prompt_spec"], PromptSpec, f"{own_file}, key 'prompt_spec'"),
-    ]
-    for asked, trained in zip((image_spec, prompt_spec), own_specs):
-        if asked is not None and asked != trained and not accept_other_spec:
-            differing = [
-                f"{key} = {value!r} (model: {asdict(trained)[key]!r})"
-                for key, value in asdict(asked).items()
-                if value != asdict(trained)[key]
-            ]
-            raise RequestError(
-                f"{own_file}: the model was trained with {type(trained).__name__} {trained.sha256[:12]}, asked for is "
-                f"{asked.sha256[:12]}: {', '.join(differing)}; use the model's own, or pass accept_other_spec"
-            )
-    return image_spec or own_specs[0], prompt_spec or own_specs[1]
+    for key, asked in (("image_spec", image_spec), ("prompt_spec", prompt_spec)):
+        trained = own[key]
+        if asked is None or asked == trained or accept_other_spec:
+            continue
+        differing = [
+            f"{field} = {value!r} (model: {getattr(trained, field)!r})"
+            for field, value in asdict(asked).items()
+            if value != getattr(trained, field)
+        ]
+        raise RequestError(
+            f"{path}: {key} {asked.sha256[:12]} asked for, but the model was trained with {trained.sha256[:12]}: "
+            f"{', '.join(differing)}; leave it to the model, or set accept_other_spec"
+        )
+    return image_spec or own["image_spec"], prompt_spec or own["prompt_spec"]
 
 
 def save_vlm(vlm: Vlm, folder: str | Path) -> None:
-    """Write a plain Hugging Face folder: weights (safetensors), tokenizer, chat template, processor and `vr1_spec.json`."""
+    """Write a plain Hugging Face folder: safetensors, tokenizer, chat template, processor, and `vr1_spec.json`.
+
+    Under LoRA and QLoRA the weights are the adapter alone in peft's format, and `vr1_spec.json` names its base.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    vlm.model.save_pretrained(folder)
-    vlm.tokenizer.chat_template = CHAT_TEMPLATE
+    model = extract_model_from_parallel(vlm.model)
+    if vlm.method == "full":
+        model.save_pretrained(folder)
+    else:
+        from vr1lib.models.adapters import save_adapter
+
+        save_adapter(model, folder)
     vlm.tokenizer.save_pretrained(folder)
     _write_json(folder / "preprocessor_config.json", vlm.image_spec.preprocessor_config())
     _write_json(
@@ -341,8 +384,10 @@ def _write_json(path: Path, value: dict) -> None:
 
 
 def collate_prompts(prompts: Sequence[EncodedPrompt], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """A batch to generate from, padded on the left. Pictures are concatenated in row order; without any, the two picture
-    keys are absent."""
+    """A batch to generate from, padded on the left.
+
+    Pictures are concatenated in row order; without any, `pixel_values` and `image_grid_thw` are absent.
+    """
     return _collate(prompts, pad_token_id, pad_left=True)
 
 
