@@ -10,6 +10,7 @@ from vr1lib.analysis.statistics import (
     length_thirds,
     mcnemar_exact,
     paired_difference,
+    unpaired_difference,
 )
 
 
@@ -67,6 +68,13 @@ def test_pairs_are_resampled_together():
     assert difference.mean == 0.5 and difference.excludes_zero
     same = paired_difference(first, first)
     assert (same.mean, same.low, same.high) == (0, 0, 0) and not same.excludes_zero
+
+
+def test_unpaired_difference_adds_both_spreads():
+    # .5 of 100 against .8 of 100: standard error sqrt(.0025 + .0016) = .064
+    difference = unpaired_difference([1] * 50 + [0] * 50, [1] * 80 + [0] * 20)
+    assert difference.mean == pytest.approx(0.3) and difference.n == 200
+    assert difference.high - difference.low == pytest.approx(2 * 1.96 * 0.064, rel=0.08)
 
 
 def test_unequal_lists_cannot_be_paired():

@@ -1,0 +1,242 @@
+"""What the numbers say, in sentences, and whether the paper's findings happened here.
+
+Every sentence is made from the runs at hand; the paper's values only stand beside. A finding counts as happening when
+the 95 % interval of our difference excludes zero on the paper's side, as the opposite when it excludes zero on the
+other, and as undecided when it does not (our choice).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from vr1lib.analysis.statistics import (
+    Interval,
+    LengthBin,
+    count_words,
+    length_thirds,
+    unpaired_difference,
+)
+from vr1lib.analysis.tables import Comparison, ScoredModel, TrainingRun, compare, paper_role, paper_series
+from vr1lib.records import Graded
+
+Verdict = Literal["as in the paper", "the opposite of the paper", "undecided", "not tested"]
+AHA_WORDS = ("Wait", "Hmm", "Alternatively")  # Figure 1C
+PER = 50  # Figure 1C counts words over 50 samples
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One of the paper's findings: what it claims, its own numbers, ours, and the verdict."""
+
+    claim: str
+    paper: str
+    ours: str
+    verdict: Verdict
+
+
+def findings(
+    models: Sequence[ScoredModel], training_runs: Sequence[TrainingRun], cold_started: str = "CI"
+) -> list[Finding]:
+    """The paper's findings that runs like these can show, in the order of its story."""
+    by_role = {paper_role(model.label): model for model in models}
+    by_label = {model.label: model for model in models}
+    base, final = by_role.get("base"), by_role.get("Vision-R1")
+    cold = by_label.get(cold_started) or by_role.get("CI")
+    staged = [run for run in training_runs if len(run.spans) > 1]
+    return [
+        cold_start_lowers_accuracy(base, cold),
+        overthinking(cold),
+        ptst_lifts_accuracy(cold, final),
+        ptst_shortens(cold, final),
+        *[finding for run in staged for finding in stages_shorten_then_lengthen(run)],
+        reflection_survives(base, cold, final),
+    ]
+
+
+def cold_start_lowers_accuracy(base: ScoredModel | None, cold: ScoredModel | None) -> Finding:
+    claim = "Learning to think at length costs accuracy at first: the cold-started model is below its base."
+    paper = "49.6 % → 44.5 % (Tables 1 and 4)"
+    if not base or not cold or not (pair := compare(base, cold)):
+        return Finding(claim, paper, untested("base", "CI"), "not tested")
+    return Finding(claim, paper, accuracy_sentence(pair), verdict(pair.accuracy, expected=-1))
+
+
+def overthinking(cold: ScoredModel | None) -> Finding:
+    claim = "Overthinking: the longer the cold-started model thinks, the less it is right."
+    paper = "41 % right up to 4K tokens, 28 % to 8K, 7 % beyond (Figure 1A)"
+    if not cold:
+        return Finding(claim, paper, untested("CI"), "not tested")
+    bins = thirds_of(cold.graded)
+    if len(bins) < 2:
+        return Finding(claim, paper, f"{cold.label}'s completions are all about equally long.", "undecided")
+    shortest, longest = rewards_between(cold.graded, bins[0]), rewards_between(cold.graded, bins[-1])
+    difference = unpaired_difference(shortest, longest)
+    ours = f"{cold.label}, right by length {part_name(bins)}: {thirds_sentence(bins)}; last against first "
+    ours += f"{points(difference)}."
+    return Finding(claim, paper, ours, verdict(difference, expected=-1))
+
+
+def ptst_lifts_accuracy(cold: ScoredModel | None, final: ScoredModel | None) -> Finding:
+    claim = "GRPO with progressive thinking suppression lifts the cold-started model."
+    paper = "44.5 % → 55.4 %: +10.9 points (Table 4)"
+    if not cold or not final or not (pair := compare(cold, final)):
+        return Finding(claim, paper, untested("CI", "Vision-R1"), "not tested")
+    return Finding(claim, paper, accuracy_sentence(pair), verdict(pair.accuracy, expected=1))
+
+
+def ptst_shortens(cold: ScoredModel | None, final: ScoredModel | None) -> Finding:
+    claim = "After it the model thinks more briefly than the cold-started one."
+    paper = "3,566 → 2,057 tokens (Table 4)"
+    if not cold or not final or not (pair := compare(cold, final)):
+        return Finding(claim, paper, untested("CI", "Vision-R1"), "not tested")
+    means = f"{cold.mean_length:.1f} → {final.mean_length:.1f} tokens"
+    ours = f"{cold.label} → {final.label}: {means}, {tokens(pair.length)}."
+    return Finding(claim, paper, ours, verdict(pair.length, expected=-1))
+
+
+def stages_shorten_then_lengthen(run: TrainingRun) -> list[Finding]:
+    """Figure 1D: stage 1 cuts the chains, the next stage's wider limit lets them grow."""
+    steps, lengths = run.series("length/mean")
+    by_stage = {
+        stage: [length for step, length in zip(steps, lengths) if first <= step <= last]
+        for stage, first, last in run.spans
+    }
+    (_, first), (_, second), *_ = by_stage.items()
+    if len(first) < 4 or len(second) < 4:
+        return []
+    window = max(2, min(len(first), len(second)) // 5)
+    shortened = unpaired_difference(first[:window], first[-window:])
+    grown = unpaired_difference(first[-window:], second[-window:])
+
+    def sentence(difference: Interval, before: str, after: str) -> str:
+        return (
+            f"{run.label}: mean length of the sampled completions, {after} against {before} "
+            f"({window} steps each): {tokens(difference)}."
+        )
+
+    return [
+        Finding(
+            "Stage 1's tight limit shortens the chains.",
+            "2,344 → 1,324 tokens by step 100 (Figure 1D)",
+            sentence(shortened, "its first steps", "end of stage 1"),
+            verdict(shortened, expected=-1),
+        ),
+        Finding(
+            "Stage 2's wider limit lets them grow again.",
+            "1,324 → 2,056 tokens by step 200 (Figure 1D)",
+            sentence(grown, "end of stage 1", "end of stage 2"),
+            verdict(grown, expected=1),
+        ),
+    ]
+
+
+def reflection_survives(base: ScoredModel | None, cold: ScoredModel | None, final: ScoredModel | None) -> Finding:
+    """Figure 1C compares with a base that never reflects; ours says where the words went too."""
+    claim = "The final model still stops and looks again (Wait, Hmm, Alternatively), which its base never did."
+    panel = paper_series("C")
+    words = " / ".join(f"{dict(panel['Vision-R1 (Ours)'])[word]:.0f}" for word in AHA_WORDS)
+    paper = f"{words} in 50 completions, base 0 / 0 / 0 (Figure 1C)"
+    if not base or not final:
+        return Finding(claim, paper, untested("base", "Vision-R1"), "not tested")
+    named = [model for model in (base, cold, final) if model]
+    ours = ", ".join(f"{model.label} {words_per_50_text(model.graded)}" for model in named) + f" in {PER} completions."
+    difference = unpaired_difference(words_each(base.graded), words_each(final.graded))
+    ours += f" {final.label} against {base.label}: {signed(difference, 1, 'words a completion', digits=2)}."
+    if cold and compare(cold, final):
+        before, after = sum(words_each(cold.graded)), sum(words_each(final.graded))
+        if before and after < before / 2:
+            ours += f" Of {cold.label}'s reflection, training removed {100 * (1 - after / before):.0f} %."
+    return Finding(claim, paper, ours, verdict(difference, expected=1))
+
+
+# --------------------------------------------------------------------------------------------------- words for numbers
+
+
+def headline(models: Sequence[ScoredModel]) -> str:
+    """The main result in one sentence: the last model against the one before it, or the one model alone."""
+    if not models:
+        return "No run of ours is in this report: it shows the paper's own values."
+    pair = compare(models[-2], models[-1]) if len(models) > 1 else None
+    if pair:
+        return accuracy_sentence(pair)
+    accuracy = models[-1].accuracy
+    return f"{models[-1].label} is right on {percent(accuracy)} of {accuracy.n} problems."
+
+
+def accuracy_sentence(pair: Comparison) -> str:
+    """`PTST lifts …`: which way accuracy went, by how much, and whether chance explains it."""
+    if not pair.accuracy.excludes_zero:
+        verb = "is not told apart from"
+    else:
+        verb = "is above" if pair.accuracy.mean > 0 else "is below"
+    return (
+        f"{pair.second} {verb} {pair.first}: {points(pair.accuracy)}; "
+        f"{pair.test.only_second} problems only {pair.second} solves, {pair.test.only_first} only {pair.first} "
+        f"(exact McNemar {p_value(pair.test.p_value)}, n = {pair.accuracy.n})."
+    )
+
+
+def verdict(difference: Interval, expected: int) -> Verdict:
+    """`expected` is +1 or -1, the paper's direction."""
+    if not difference.excludes_zero:
+        return "undecided"
+    return "as in the paper" if difference.mean * expected > 0 else "the opposite of the paper"
+
+
+def untested(*labels: str) -> str:
+    return f"No runs labelled {' and '.join(labels)} that share problems are in this report."
+
+
+def percent(interval: Interval) -> str:
+    return f"{100 * interval.mean:.1f} % (95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f})"
+
+
+def points(difference: Interval) -> str:
+    return signed(difference, 100, "points")
+
+
+def tokens(difference: Interval) -> str:
+    return signed(difference, 1, "tokens")
+
+
+def signed(difference: Interval, factor: float, unit: str, digits: int = 1) -> str:
+    """`+10.9 points (95 % interval +8.1 to +13.2)` with a real minus sign."""
+    values = (difference.mean, difference.low, difference.high)
+    mean, low, high = (f"{factor * value:+.{digits}f}".replace("-", "−") for value in values)
+    return f"{mean} {unit} (95 % interval {low} to {high})"
+
+
+def p_value(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def thirds_of(graded: Sequence[Graded]) -> list[LengthBin]:
+    return length_thirds([row.tokens for row in graded], [row.reward for row in graded])
+
+
+def rewards_between(graded: Sequence[Graded], part: LengthBin) -> list[float]:
+    return [row.reward for row in graded if part.low <= row.tokens and (part.high is None or row.tokens < part.high)]
+
+
+def part_name(bins: Sequence[LengthBin]) -> str:
+    return {2: "half", 3: "third"}.get(len(bins), "part")
+
+
+def thirds_sentence(bins: Sequence[LengthBin]) -> str:
+    """`50.3 % at 20–45 tokens (n = 167), 37.1 % at …`"""
+    return ", ".join(f"{100 * part.accuracy.mean:.1f} % at {part.label} tokens (n = {part.n})" for part in bins)
+
+
+def words_per_50(graded: Sequence[Graded]) -> dict[str, float]:
+    """Reflection words in every 50 completions, Figure 1C's unit."""
+    counts = count_words((row.text for row in graded), AHA_WORDS)
+    return {word: PER * count / max(1, len(graded)) for word, count in counts.items()}
+
+
+def words_per_50_text(graded: Sequence[Graded]) -> str:
+    return " / ".join(f"{rate:.0f}" for rate in words_per_50(graded).values())
+
+
+def words_each(graded: Sequence[Graded]) -> list[int]:
+    """Reflection words in each completion."""
+    return [sum(count_words([row.text], AHA_WORDS).values()) for row in graded]

@@ -1,0 +1,23 @@
+"""MathVision (MATH-V) test: competition problems of five levels and sixteen subjects, letters and values as golds.
+
+The paper trains its RL on MathVision (Section 4.1) and does not report it; here it is a held-out check, so rows that
+were trained on must be excluded. Scored: plain accuracy by level and by subject, and for free answers and options apart.
+"""
+
+from pathlib import Path
+
+from vr1lib.data import sources
+from vr1lib.records import Problem
+
+NAME = "mathvision"
+
+
+def load(data: str | Path | None, data_root: str | Path | None = None) -> sources.Loaded:
+    """The rows of `data_root`/mathvision; `data` is another benchmark's and not used."""
+    return sources.load(NAME, data_root)
+
+
+def groups(problem: Problem) -> dict[str, list[str]]:
+    """By level (1 easiest to 5), subject, and kind of answer."""
+    kind = "options" if problem.choices or problem.answer in tuple("ABCDE") else "free answer"
+    return {"level": [str(problem.meta["level"])], "skill": problem.meta["skills"], "answer": [kind]}
