@@ -20,7 +20,9 @@ DESCRIPTION_WORDS = re.compile(
     re.I,
 )
 ANSWER_STATEMENT = re.compile(
-    r"\banswer(?: is| must be| should be|:)\s*:?\s*(?P<value>\S[^\n]{0,60}?)\s*(?=[.!,;]*(?:$|\n|[.!,;]\s))", re.I
+    r"\banswer(?: is| must be| should be|:)\s{0,3}:?\s{0,3}(?!not\b)"
+    r"(?P<value>\S[^\n]{0,60}?)(?=[.!,;]*(?:$|\s*\n|[.!,;]\s))",
+    re.I,
 )
 ANSWER_LIKE = re.compile(r"\(?[A-J]\)?|.*[\d\\].*|yes|no|true|false", re.I)
 CLOSING_VALUE = re.compile(r"(?:\bis|\bare|\bequals|\btotal|=)\s*(?P<value>-?\d+(?:\.\d+)?)\s*\.?\s*$", re.I)
@@ -28,20 +30,23 @@ BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 END_MARKS = tuple(".!?:;)]}$*\"'”’✅")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
-_SEES = r"(?:says|states|mentions|tells(?: us| me)?|indicates|shows|specifies|notes|describes)"
-_THE = r"the (?:(?:above|given|provided|detailed) )*(?:image |picture |figure )?description"
-_REPLACEMENTS = [
-    (rf"\b(?:based on|according to|from|following|given|looking at|going by) {_THE}\b", "looking at the image"),
-    (rf"\b(?:in|by|per) {_THE}\b", "in the image"),
-    (
-        rf"\b{_THE} (?:does not|doesn['’]t|did not|didn['’]t) (?:say|state|mention|tell|specify|indicate|describe)\b",
-        "the image does not show",
-    ),
-    (rf"\b{_THE} (?:also )?{_SEES}\b", "the image shows"),
-    (r"\bas described\b(?: (?:above|here))?", "as shown"),
-    (r"\b(?:is|are|was|were) described as (?=an? |the )", lambda match: f"{match.group().split()[0]} "),
-    (r"\bthe described\b", "the shown"),
+_THE = (
+    r"the (?:(?:above|given|provided|detailed) )*(?:image |picture |figure )?description(?: (?:above|given|provided))?"
+)
+_TELLS = r"(?:says|states|mentions|tells(?: us| me)?|indicates|specifies|notes|describes)"
+_TELL = r"(?:say|state|mention|tell(?: us| me)?|indicate|specify|note|describe)"
+_REPLACEMENTS = [  # whole phrases first, what they leave last
+    (rf"{_THE} of (the (?:image|picture|figure|diagram))\b", r"\1"),
+    (r"\b(the (?:problem|question))(?:'s|’s)? description\b", r"\1"),
+    (rf"\b(?:re-?)?read(ing)? (?={_THE}\b)", r"look\1 at "),
+    (rf"\bfollowing (?={_THE}\b)", "looking at "),
+    (rf"\b{_THE} (does|did)( not|n['’]t) {_TELL}\b", r"the image \1\2 show"),
+    (rf"\b{_THE} (also )?{_TELLS}\b", r"the image \1shows"),
     (rf"\b{_THE}\b", "the image"),
+    (r"\bimage description\b", "image"),
+    (r"\bas described\b(?: (?:above|here))?", "as shown"),
+    (r"\b(is|are|was|were) described as (?=an? |the )", r"\1 "),
+    (r"\bthe described\b", "the shown"),
 ]
 REPLACEMENTS = [(re.compile(pattern, re.I), replacement) for pattern, replacement in _REPLACEMENTS]
 
@@ -54,8 +59,8 @@ def replace_description_words(text: str) -> str:
     """
     for pattern, replacement in REPLACEMENTS:
 
-        def keep_case(match: re.Match[str], replacement=replacement) -> str:
-            new = replacement(match) if callable(replacement) else replacement
+        def keep_case(match: re.Match[str], replacement: str = replacement) -> str:
+            new = match.expand(replacement)
             return new[0].upper() + new[1:] if match.group()[0].isupper() else new
 
         text = pattern.sub(keep_case, text)
@@ -85,9 +90,7 @@ def repetition_loop(reasoning: str, max_repeats: int = MAX_REPEATS) -> str | Non
     ids = np.array([index.setdefault(word, len(index)) for word in words])  # [words]
     for unit in range(1, min(MAX_UNIT_WORDS, len(words) // (max_repeats + 1)) + 1):
         changes = np.flatnonzero(ids[unit:] != ids[:-unit])
-        runs = (
-            np.diff(np.concatenate([[-1], changes, [len(ids) - unit]])) - 1
-        )  # [changes + 1] lengths of equal stretches
+        runs = np.diff(np.concatenate([[-1], changes, [len(ids) - unit]])) - 1  # [changes + 1] equal stretches
         longest = int(runs.argmax())
         repeats = int(runs[longest]) // unit + 1
         if repeats > max_repeats:
