@@ -1,0 +1,151 @@
+"""The `vr1` command.
+
+Exit codes: 0 done, 1 the work failed, 2 the request was wrong (one line on stderr, no traceback), 130 interrupted.
+Each command imports what it needs when it runs, so that `vr1 --help` and `vr1 grade` start without torch.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+import vr1lib
+from vr1lib.records import RequestError
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse without its page of usage: a wrong request is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except RequestError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `vr1 grade … | head`: the reader has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    top = OneLineParser(prog="vr1", description="Vision-R1 as a notebook workbench.")
+    top.add_argument("--version", action="version", version=f"vr1 {vr1lib.__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    doctor = commands.add_parser("doctor", help="what this machine can run, and which parameter files fit it")
+    doctor.add_argument("--json", action="store_true", help="print JSON for a program")
+    doctor.set_defaults(command=run_doctor)
+
+    run = commands.add_parser("run", help="execute a notebook with checked parameters into outputs/STEM/RUN/")
+    run.add_argument("stem", metavar="STEM", help="the notebook's name, such as 30_ptst_grpo")
+    run.add_argument(
+        "-f", dest="files", action="append", default=[], metavar="FILE", help="parameter file; later files win"
+    )
+    run.add_argument(
+        "-p", dest="overrides", action="append", default=[], nargs=2, metavar=("KEY", "VALUE"), help="wins over files"
+    )
+    run.add_argument("--name", metavar="RUN", help="the run's name (the parameter `run`)")
+    run.set_defaults(command=run_notebook)
+
+    grade = commands.add_parser("grade", help="grade completions by the one rule of filter, reward and benchmark")
+    grade.add_argument("input", metavar="IN.jsonl", help="rows {id, completion, answer, choices?}; - for stdin")
+    grade.add_argument("--out", metavar="OUT.jsonl", help="where the verdicts go, in order; stdout without it")
+    grade.add_argument("--reward", choices=("hard", "format_plus_result"), default="hard")
+    grade.set_defaults(command=run_grade)
+
+    report = commands.add_parser("report", help="one self-contained HTML page over run folders")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or STEM/RUN below outputs/")
+    report.add_argument("--out", metavar="FILE", help="default: report.html in the first run folder")
+    report.set_defaults(command=run_report)
+    return top
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    from vr1lib.workbench.doctor import examine, in_words
+
+    findings = examine()
+    print(json.dumps(findings, indent=2, ensure_ascii=False) if options.json else in_words(findings))
+    return 0
+
+
+def run_notebook(options: argparse.Namespace) -> int:
+    from vr1lib.workbench.launch import launch
+
+    return launch(options.stem, options.files, options.overrides, options.name)
+
+
+def run_grade(options: argparse.Namespace) -> int:
+    from vr1lib.reward import grade_row
+
+    with open_input(options.input) as source, open_output(options.out) as target:
+        for where, row in json_rows(source, options.input):
+            try:
+                verdict = grade_row(row, options.reward)
+            except RequestError as error:
+                raise RequestError(f"{where}: {error}") from None
+            target.write(json.dumps(verdict, ensure_ascii=False) + "\n")
+    return 0
+
+
+def run_report(options: argparse.Namespace) -> int:
+    from vr1lib.workbench.params import project_root
+
+    folders = []
+    for run in options.runs:
+        candidates = [Path(run), project_root() / run, project_root() / "outputs" / run]
+        folder = next((item for item in candidates if (item / "manifest.json").exists()), None)
+        if folder is None:
+            raise RequestError(f"{run}: no run folder (no manifest.json); give outputs/STEM/RUN")
+        folders.append(folder)
+    from vr1lib.analysis.report import write_run_report
+
+    print(write_run_report(folders, Path(options.out) if options.out else folders[0] / "report.html"))
+    return 0
+
+
+def json_rows(source: TextIO, name: str) -> Iterator[tuple[str, Any]]:
+    """("file, line n", row) for each line that is not blank. Raises RequestError for what is not JSON or not UTF-8."""
+    number = 0
+    try:
+        for number, line in enumerate(source, start=1):
+            if line.strip():
+                yield f"{name}, line {number}", json.loads(line)
+    except UnicodeDecodeError:
+        raise RequestError(f"{name}, after line {number}: not UTF-8 text; convert the file") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise RequestError(f"{name}, line {number}: not JSON ({error}); give one object a line") from None
+
+
+def open_input(name: str) -> Any:
+    if name == "-":
+        sys.stdin.reconfigure(encoding="utf-8")
+        return nullcontext(sys.stdin)
+    try:
+        return open(name, encoding="utf-8")
+    except OSError as error:
+        raise RequestError(f"{name}: cannot be read ({error.strerror}); give the path of a JSONL file") from None
+
+
+def open_output(name: str | None) -> Any:
+    """A file or stdout as UTF-8; half a surrogate pair, which UTF-8 cannot hold, stays the JSON escape it was."""
+    if name is None:
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+        return nullcontext(sys.stdout)
+    try:
+        return open(name, "w", encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise RequestError(
+            f"--out {name}: cannot be written ({error.strerror}); give a path in a folder that exists"
+        ) from None

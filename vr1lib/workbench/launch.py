@@ -1,0 +1,111 @@
+"""`vr1 run`: a notebook executed by papermill with checked parameters, its story and its output live in the terminal.
+
+Nothing heavy is imported here, so that a launch costs its kernel and little more. The kernel is this interpreter's, its
+working directory the project root. Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted.
+"""
+
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vr1lib.records import RequestError
+from vr1lib.workbench.params import Parameters, load_parameters, project_root
+from vr1lib.workbench.tracking import LAUNCHED, claim_folder, now, read_manifest, say, shown, write_manifest
+
+DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
+TRACEBACK_LINES = 12
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def launch(
+    stem: str, files: Sequence[str | Path] = (), overrides: Iterable[tuple[str, str]] = (), name: str | None = None
+) -> int:
+    """Validate, make the run folder, execute; returns the exit code.
+
+    Raises RequestError if the parameters or the notebook are not there or not right: then nothing has been written.
+    """
+    named = [("run", name)] if name else []
+    params = load_parameters(stem, files, [*overrides, *named])
+    notebook = project_root() / "notebooks" / f"{stem}.ipynb"
+    if not notebook.exists():
+        raise RequestError(f"{shown(notebook)}: no such notebook; restore it from git")
+    return execute(stem, notebook, params)
+
+
+def execute(stem: str, notebook: Path, params: Parameters) -> int:
+    root = project_root()
+    folder = root / "outputs" / stem / params.run
+    started = time.monotonic()
+    _, lock = claim_folder(stem, params)
+    os.environ[LAUNCHED] = str(folder)
+    os.environ["JUPYTER_PATH"] = str(Path(sys.prefix, "share", "jupyter"))  # this interpreter's kernel, no other's
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is an interruption too
+    print(f"{stem}: {shown(folder)}", flush=True)
+    try:
+        code, error = run_papermill(notebook, folder / "notebook.ipynb", params, root)
+    except KeyboardInterrupt:
+        code, error = INTERRUPTED, "interrupted"
+    settle(folder, code, error)
+    lock.close()
+    if code == DONE:
+        print(f"{stem}: finished in {time.monotonic() - started:.0f} s, {shown(folder)}")
+    else:
+        say(error)
+    return code
+
+
+def run_papermill(notebook: Path, output: Path, params: Parameters, root: Path) -> tuple[int, str]:
+    """Execute; returns the exit code and, unless done, what to tell the user."""
+    from nbclient.exceptions import DeadKernelError
+    from papermill import execute_notebook
+    from papermill.exceptions import PapermillExecutionError
+
+    try:
+        execute_notebook(
+            str(notebook),
+            str(output),
+            parameters=params.model_dump(),
+            kernel_name="python3",
+            cwd=str(root),
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+            on_cell_start=tell_heading,
+        )
+    except PapermillExecutionError as error:
+        if error.ename == "RequestError":
+            return WRONG_REQUEST, error.evalue
+        return FAILED, failure_page(error, output)
+    except DeadKernelError:
+        return FAILED, f"the kernel died (out of memory?); the notebook so far: {shown(output)}"
+    return DONE, ""
+
+
+def tell_heading(cell: Any, cell_index: int) -> None:
+    """The story's next heading, when the execution comes to it."""
+    first = cell.source.strip().split("\n")[0]
+    if cell.cell_type == "markdown" and first.startswith("#"):
+        print(f"── {first.lstrip('# ')}", flush=True)
+
+
+def failure_page(error: Any, output: Path) -> str:
+    """One screen: the cell, its first line, the end of its traceback, and where the notebook lies."""
+    first_line = next((line for line in error.source.splitlines() if line.strip()), "")
+    lines = COLOURS.sub("", "\n".join(error.traceback)).splitlines()[-TRACEBACK_LINES:]
+    cell = f"cell In [{error.exec_count}] failed: {first_line.strip()}"
+    return "\n".join([cell, *(f"    {line}" for line in lines), f"the notebook so far: {shown(output)}"])
+
+
+def settle(folder: Path, code: int, error: str) -> None:
+    """Complete the manifest where the kernel could not: it died, was killed, or never came to `start_run`."""
+    manifest = read_manifest(folder)
+    if code == DONE or manifest["status"] in ("failed", "interrupted"):
+        return
+    status = "interrupted" if code == INTERRUPTED else "failed"
+    line = next((line.strip() for line in reversed(error.splitlines()[:-1]) if line.strip()), error)
+    write_manifest(folder, {**manifest, "status": status, "finished_at": now(), "error": line})
