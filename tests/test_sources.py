@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from vr1lib.data import sources
-from vr1lib.data.sources import assign_splits, gather_pictures, load, place_markers, split_options
+from vr1lib.data.sources import assign_splits, gather_pictures, load, load_all, place_markers, split_options
 from vr1lib.prompts import prompt_parts
 from vr1lib.records import Problem, RequestError, read_jsonl, write_jsonl
 
@@ -188,6 +188,15 @@ def test_limit_stops_after_so_many_problems(tmp_path):
     (tmp_path / "wemath/image/1.png").unlink()
     loaded = load("wemath", wemath(tmp_path, [wemath_row(number) for number in range(1, 5)]), limit=2)
     assert (len(loaded.problems), len(loaded.rejects)) == (2, 1)
+
+
+def test_an_id_that_two_sources_share_is_used_once(tmp_path):
+    for name, count in (("one", 2), ("two", 3)):
+        write_jsonl(tmp_path / f"{name}.jsonl", [problem(f"p{number}", []) for number in range(count)])
+    loaded = load_all([tmp_path / "one.jsonl", tmp_path / "two.jsonl"])
+    assert [problem.id for problem in loaded.problems] == ["p0", "p1", "p2"]
+    assert (loaded.read, loaded.reasons) == (5, {"id occurs twice": 2})
+    assert [file.name for file in loaded.files] == ["one.jsonl", "two.jsonl"]
 
 
 def test_splits_share_neither_picture_nor_group_and_do_not_depend_on_the_order(tmp_path):

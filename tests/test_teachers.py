@@ -52,11 +52,16 @@ def test_the_reasoner_is_not_told_more_than_the_description_and_the_question(tmp
 
 
 def test_faults_are_planted_at_the_rate_asked_and_of_every_kind(tmp_path):
-    problems = [real(id=f"p{number}") for number in range(2000)]
+    problems = [real(id=f"p{number}", meta={"scene": {}}) for number in range(2000)]
     planted = Counter(ShapeWorldTeacher(problems, seed=1, fault_rate=0.2).planted.values())
     assert sum(planted.values()) == pytest.approx(400, abs=60)
     assert set(planted) == set(FAULTS)
     assert not ShapeWorldTeacher(problems, seed=1).planted
+
+
+def test_the_scripted_teacher_refuses_problems_without_a_scene():
+    with pytest.raises(RequestError, match="m-1.*set teacher: reference"):
+        ShapeWorldTeacher([real()])
 
 
 def test_the_reference_teacher_copies_the_solution_and_otherwise_only_restates():

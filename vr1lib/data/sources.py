@@ -65,10 +65,11 @@ class RowFault(Exception):
 
 @dataclass
 class Loaded:
-    """Problems and rejects of one source, in its order; together they are every row that was read."""
+    """Problems and rejects in the sources' order, together every row that was read, and the files they were read from."""
 
     problems: list[Problem] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
 
     @property
     def read(self) -> int:
@@ -95,7 +96,8 @@ def load(
     """
     if Path(name_or_path).suffix == ".jsonl":
         problems = (problem for problem in read_jsonl(name_or_path, Problem) if split in (None, problem.split))
-        return _checked(((problem.id, problem.source, lambda problem=problem: problem) for problem in problems), limit)
+        makers = ((problem.id, problem.source, lambda problem=problem: problem) for problem in problems)
+        return _checked(makers, limit, Path(name_or_path))
     if name_or_path not in SOURCES:
         known = ", ".join(SOURCES)
         raise RequestError(
@@ -112,7 +114,7 @@ def load(
         )
     panels_folder = Path(panels) if panels else None
 
-    def makers() -> Iterator[tuple[str, str, Callable[[], Problem]]]:
+    def row_makers() -> Iterator[tuple[str, str, Callable[[], Problem]]]:
         for name, row in source.rows(folder / file):
             yield (
                 name,
@@ -120,12 +122,33 @@ def load(
                 lambda row=row: source.read(row, folder, split or source.default_split, panels_folder),
             )
 
-    return _checked(makers(), limit)
+    return _checked(row_makers(), limit, folder / file)
 
 
-def _checked(makers: Iterable[tuple[str, str, Callable[[], Problem]]], limit: int | None) -> Loaded:
+def load_all(
+    names: Iterable[str | Path],
+    data_root: str | Path | None = None,
+    limit: int | None = None,
+    panels: str | Path | None = None,
+) -> Loaded:
+    """Several sources one after the other, each up to `limit` problems; an id that came before is a reject."""
+    together, seen = Loaded(), set()
+    for name in names:
+        loaded = load(name, data_root, limit=limit, panels=panels)
+        for problem in loaded.problems:
+            if problem.id in seen:
+                together.rejects.append(Reject(id=problem.id, reason="id occurs twice", source=problem.source))
+            else:
+                together.problems.append(problem)
+                seen.add(problem.id)
+        together.rejects += loaded.rejects
+        together.files += loaded.files
+    return together
+
+
+def _checked(makers: Iterable[tuple[str, str, Callable[[], Problem]]], limit: int | None, file: Path) -> Loaded:
     """Make each problem and check it; what fails becomes a Reject."""
-    loaded, seen = Loaded(), set()
+    loaded, seen = Loaded(files=[file]), set()
     for name, source, make in makers:
         if limit is not None and len(loaded.problems) >= limit:
             break

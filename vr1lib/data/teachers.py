@@ -129,6 +129,11 @@ class ShapeWorldTeacher(EmbeddedTeacher):
         slip_probability: float = 1 / 3,
         max_passes: int = 6,
     ):
+        strange = next((problem for problem in problems if "scene" not in problem.meta), None)
+        if strange is not None:
+            raise RequestError(
+                f"problem {strange.id}: the scripted teacher knows ShapeWorld only; set teacher: reference"
+            )
         super().__init__(problems)
         self.passes = {
             "repeat_probability": repeat_probability,

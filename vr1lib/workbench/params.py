@@ -80,18 +80,31 @@ class BaseModelParameters(Parameters):
 class DataBuildingParameters(Parameters):
     """10_data_building: cold-start rows by modality bridging (Section 3.3.1), RL problems and held-out problems."""
 
-    source: str = Field(
-        "shapeworld",
-        min_length=1,
-        description="shapeworld, a source by name (wemath, mathvision, …), or a .jsonl file.",
+    sources: list[Text] = Field(
+        ["shapeworld"], min_length=1, description="shapeworld, wemath, mathvision, or .jsonl files of problems."
     )
     data_root: str | None = Field(None, description="Folder of the original data sets, for sources given by name.")
     limit: int | None = Field(None, ge=1, description="Take at most this many problems per source; null for all.")
+    cut_panels: bool = Field(
+        True, description="Cut MathVision's stacked pictures into the pictures that their question names; our choice."
+    )
+    cold_share: float = Field(0.5, gt=0, description="Share of a read source for the cold start; our choice.")
+    rl_share: float = Field(0.3, gt=0, description="Share of a read source for GRPO; our choice.")
+    test_share: float = Field(0.2, gt=0, description="Share of a read source that is never trained on; our choice.")
     families: list[Text] = Field(["counting"], min_length=1, description="ShapeWorld families; our choice.")
     grid_sizes: list[Count] = Field([2, 3], min_length=1, description="Sides of the grids, in cells; our choice.")
-    cold_problems: int = Field(2000, ge=1, description="Problems bridged into cold-start rows (paper: 200K).")
-    rl_problems: int = Field(1000, ge=1, description="Problems for GRPO (paper: about 10K, Section 4.1).")
-    test_problems: int = Field(500, ge=1, description="Problems never trained on; our choice.")
+    cold_problems: int = Field(1600, ge=1, description="ShapeWorld problems for the cold start (paper: 200K).")
+    rl_problems: int = Field(1500, ge=1, description="ShapeWorld problems for GRPO (paper: about 10K, Section 4.1).")
+    test_problems: int = Field(600, ge=1, description="ShapeWorld problems never trained on; our choice.")
+    teacher: Literal["scripted", "reference"] = Field(
+        "scripted",
+        description="scripted knows ShapeWorld's scenes. reference, for any source, copies the data set's solution or "
+        "restates the gold: it exercises the plumbing, teaches no reasoning and does not reproduce the paper's data.",
+    )
+    repeat_probability: float = Field(0.5, ge=0, le=1, description="Scripted: chance of one more pass; our choice.")
+    slip_probability: float = Field(1 / 3, ge=0, le=1, description="Scripted: chance of a slip in it; our choice.")
+    max_passes: int = Field(6, ge=1, le=20, description="Scripted: most passes over a picture; our choice.")
+    fault_rate: float = Field(0.1, ge=0, le=1, description="Scripted: share of problems with a planted fault.")
 
 
 class ColdSftParameters(Parameters):
