@@ -61,6 +61,7 @@ def execute(stem: str, notebook: Path, params: Parameters) -> int:
 
 def run_papermill(notebook: Path, output: Path, params: Parameters, root: Path) -> tuple[int, str]:
     """Execute; returns the exit code and, unless done, what to tell the user."""
+    sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's optional grammar of URLs: a second to build, unused
     from nbclient.exceptions import DeadKernelError
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
@@ -76,6 +77,7 @@ def run_papermill(notebook: Path, output: Path, params: Parameters, root: Path) 
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
             on_cell_start=tell_heading,
+            extra_arguments=["--log-level=CRITICAL"],
         )
     except PapermillExecutionError as error:
         if error.ename == "RequestError":

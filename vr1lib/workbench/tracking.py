@@ -394,7 +394,7 @@ class Board:
             settings=settings,
         )
         if self.run is not None:
-            self.identity = {"mode": mode, "run_id": self.run.id, "url": self.run.url}
+            self.identity = {"mode": mode, "run_id": self.run.id, "url": self.run.url if mode == "online" else None}
             self.attempt(self.run.define_metric, "step")
             self.attempt(self.run.define_metric, "*", step_metric="step")
 
