@@ -1,8 +1,8 @@
 """Low-rank adapters over a full or 4-bit base: peft and bitsandbytes, imported only when a method asks for them.
 
 The reference of GRPO's KL is the model that training started from. With a fresh adapter that is the adapter switched
-off; with one that was loaded (reinforcement after a LoRA cold start) it is a frozen copy of the adapter as loaded, since
-switching it off would go back before the cold start.
+off; with one that was loaded (reinforcement after a LoRA cold start) it is a frozen copy of the adapter as loaded, for
+without it the model would be the one before the cold start.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def four_bit(compute_type: torch.dtype) -> BitsAndBytesConfig:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_type,
-        llm_int8_skip_modules=["visual", "lm_head"],
+        llm_int8_skip_modules=["model.visual", "lm_head"],  # matched from the start of a module's full name
     )
 
 

@@ -127,12 +127,12 @@ def spec_from_dict(values: dict, spec_type: type, where: str):
 
 
 def picture_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) of a picture file from its header."""
+    """(height, width) of a picture file from its header. Raises RequestError naming a file that is not a picture."""
     try:
         with Image.open(path) as picture:
             return picture.height, picture.width
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise RequestError(f"not a readable picture ({error}); replace or remove it") from None
+        raise RequestError(f"{path}: not a readable picture ({error}); replace or remove it") from None
 
 
 def read_image_spec(path: str | Path, min_pixels: int | None = None, max_pixels: int | None = None) -> ImageSpec:

@@ -1,9 +1,9 @@
 """The policy and its processor: a Qwen2.5-VL with text, pictures and specifications kept together.
 
 One rendering serves every model, tiny or 72B: ChatML turns; a picture is `<|vision_start|>`, one `<|image_pad|>` for
-each merged block of its patches, `<|vision_end|>`. Departure from Qwen's template, on purpose: no default system message
-when none is asked for (the paper's RL has no system prompt, Section 3.4). `save_vlm` writes the same template, so that
-a server renders what was trained on. Prompts are never cut: image tokens are counted from the grid, and a problem's
+each merged block of its patches, `<|vision_end|>`. On purpose, and unlike Qwen's template, no default system message is
+added when none is asked for (the paper's RL has no system prompt, Section 3.4). `save_vlm` writes the same template, so
+that a server renders what was trained on. Prompts are never cut: image tokens are counted from the grid. A problem's
 text cannot smuggle in special tokens, because it is encoded as plain text.
 """
 
@@ -154,8 +154,10 @@ class Vlm:
             elif isinstance(segment, str):
                 count += len(self._plain_ids(segment))
             else:
+                with naming(f"problem {problem.id}"):
+                    size = picture_size(segment)
                 with naming(f"problem {problem.id}: {segment}"):
-                    count += 2 + self.image_spec.image_tokens(*picture_size(segment))
+                    count += 2 + self.image_spec.image_tokens(*size)
         return count
 
     def check_images(self, encoded: EncodedPrompt) -> None:
