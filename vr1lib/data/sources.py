@@ -65,7 +65,7 @@ class RowFault(Exception):
 
 @dataclass
 class Loaded:
-    """Problems and rejects in the sources' order, together every row that was read, and the files they were read from."""
+    """Problems and rejects in the sources' order, together every row that was read, and the files that were read."""
 
     problems: list[Problem] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
