@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from vr1lib.answers import grade_answer
-from vr1lib.records import RequestError
+from vr1lib.records import Completion, Graded, Problem, RequestError
 
 RewardKind = Literal["hard", "format_plus_result"]
 
@@ -79,6 +79,14 @@ def grade(text: str, answer: str, choices: Sequence[str] | None = None, kind: Re
     result = grade_answer(blocks.answer, answer, choices)
     reward = float(result.ok) if kind == "hard" else 0.5 + 0.5 * result.ok
     return Reward(reward, True, result.ok, result.extracted, result.reason)
+
+
+def grade_completion(completion: Completion, problem: Problem, kind: RewardKind = "hard") -> Graded:
+    """The completion with its verdict. Raises ValueError if it belongs to another problem: rows must never be misaligned."""
+    if completion.problem_id != problem.id:
+        raise ValueError(f"completion of {completion.problem_id!r} met problem {problem.id!r}")
+    verdict = grade(completion.text, problem.answer, problem.choices, kind)
+    return Graded(**completion.model_dump(), **verdict._asdict())
 
 
 def grade_row(row: Mapping[str, Any], kind: RewardKind = "hard") -> dict[str, Any]:

@@ -9,8 +9,9 @@ image token. Four families line up with MathVista's tasks and skills:
     length     "How long is the red line?"        geometry problem      geometry (GEO, GPS)
     word       "Each red costs 3. Cost of red?"   math word problem     arithmetic (ARI)
 
-The scripted teacher knows the scene. It writes each row's colours, the row's count and the running total (without the
-spelt colours a tiny model learns nothing: dense supervision of what is seen teaches seeing). Its reasoning overthinks
+The scripted teacher knows the scene. It writes each row's colours, the asked colour with its count and the running total:
+without the spelt colours a tiny model learns nothing (dense supervision of what is seen teaches seeing), and with the asked
+colour named beside its count it learns to count in two thirds of the steps. Its reasoning overthinks
 on purpose, as DeepSeek-R1's does in the paper's Figure 1A: after a pass it says "Wait" a geometric number of times and looks
 again, a part of the repeats holds a slip, and only the last pass is sure to be right.
 """
@@ -174,7 +175,7 @@ def _pass_lines(scene: dict[str, Any], slip_row: int | None, rng: random.Random 
         if index == slip_row:
             count = rng.choice([value for value in range(len(row) + 1) if value != count])
         total += count
-        lines.append(f"{' '.join(row)}: {count}, total {total}.")
+        lines.append(f"{' '.join(row)}: {scene['target']} {count}, total {total}.")
     return lines
 
 
