@@ -215,7 +215,7 @@ def thirds_of(graded: Sequence[Graded]) -> list[LengthBin]:
 
 
 def rewards_between(graded: Sequence[Graded], part: LengthBin) -> list[float]:
-    return [row.reward for row in graded if part.low <= row.tokens and (part.high is None or row.tokens < part.high)]
+    return [row.reward for row in graded if part.holds(row.tokens)]
 
 
 def part_name(bins: Sequence[LengthBin]) -> str:

@@ -54,6 +54,9 @@ class LengthBin:
     n: int
     accuracy: Interval | None
 
+    def holds(self, tokens: int) -> bool:
+        return self.low <= tokens and (self.high is None or tokens < self.high)
+
     @property
     def label(self) -> str:
         if self.high is None:

@@ -136,9 +136,12 @@ def load_training_run(label: str, folder: str | Path) -> TrainingRun:
 
 
 def finished_runs(folder: str | Path) -> dict[str, str]:
-    """Label → folder of every finished run below outputs/STEM, oldest first; of one label, by their folders' names."""
+    """Label → folder of every finished run below outputs/STEM, oldest first; of one label, by their folders' names.
+
+    Earlier runs that were moved aside (RUN~1, RUN~2, …) are not among them.
+    """
     found = []
-    for manifest_path in Path(folder).glob("*/manifest.json"):
+    for manifest_path in (path for path in Path(folder).glob("*/manifest.json") if "~" not in path.parent.name):
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
         if manifest.get("status") == "finished":
             scores_path = manifest_path.parent / "scores.json"

@@ -1,7 +1,7 @@
 """MathVision (MATH-V) test: competition problems of five levels and sixteen subjects, letters and values as golds.
 
 The paper trains its RL on MathVision (Section 4.1) and does not report it; here it is a held-out check, so rows that
-were trained on must be excluded. Scored: plain accuracy by level and by subject, and for free answers and options apart.
+were trained on must be excluded. Scored: plain accuracy by level, by subject, and by kind of answer.
 """
 
 from pathlib import Path

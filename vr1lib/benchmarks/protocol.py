@@ -25,8 +25,8 @@ from vr1lib.benchmarks import mathvision, shapeworld, wemath
 from vr1lib.data.sources import Reject
 from vr1lib.models.rollout_local import complete
 from vr1lib.models.vlm import Vlm
-from vr1lib.records import ColdRow, Graded, Problem, RequestError, open_image, read_jsonl
-from vr1lib.reward import grade_completion
+from vr1lib.records import ColdRow, Completion, Graded, Problem, RequestError, open_image, read_jsonl
+from vr1lib.reward import grade
 
 BENCHMARKS = {module.NAME: module for module in (shapeworld, wemath, mathvision)}
 
@@ -151,9 +151,13 @@ def answer_and_grade(
         generator=torch.Generator(device=vlm.device).manual_seed(sampling.seed),
         progress=progress,
     )
-    return [
-        grade_completion(completion, problem, "hard") for completion, problem in zip(completions, problems, strict=True)
-    ]
+    return [grade_strictly(completion, problem) for completion, problem in zip(completions, problems, strict=True)]
+
+
+def grade_strictly(completion: Completion, problem: Problem) -> Graded:
+    """Right only if the whole completion is well-formed and its answer is the gold: the hard reward (Section 3.4)."""
+    verdict = grade(completion.text, problem.answer, problem.choices, "hard")
+    return Graded(**completion.model_dump(), **verdict._asdict())
 
 
 def score(
