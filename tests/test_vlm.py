@@ -338,6 +338,7 @@ def test_qlora_holds_the_language_model_alone_in_nested_nf4(vlm, folder):
 def test_qlora_scores_the_same_with_and_without_gradients(folder):
     """The sampler runs without, the trainer with: a gap between them would be a wrong ratio."""
     vlm = load_vlm(folder / "base", method="qlora", lora_rank=4, dtype="bfloat16", gradient_checkpointing=True)
+    assert vlm.model.get_input_embeddings().weight.dtype == torch.bfloat16
     shake_adapter(vlm, 1)
     batch = batch_of(vlm, folder)
     sampling = logits(vlm, batch)
