@@ -50,6 +50,8 @@ def execute(stem: str, notebook: Path, params: Parameters) -> int:
         code, error = run_papermill(notebook, folder / "notebook.ipynb", params, root)
     except KeyboardInterrupt:
         code, error = INTERRUPTED, "interrupted"
+    if code == DONE and read_manifest(folder)["status"] != "finished":
+        code, error = FAILED, f"notebooks/{stem}.ipynb ended without run.finish(...); add it as the last cell"
     settle(folder, code, error)
     lock.close()
     if code == DONE:
@@ -106,8 +108,8 @@ def failure_page(error: Any, output: Path) -> str:
 def settle(folder: Path, code: int, error: str) -> None:
     """Complete the manifest where the kernel could not: it died, was killed, or never came to `start_run`."""
     manifest = read_manifest(folder)
-    if code == DONE or manifest["status"] in ("failed", "interrupted"):
-        return
     status = "interrupted" if code == INTERRUPTED else "failed"
+    if code == DONE or manifest["status"] == status:
+        return
     line = next((line.strip() for line in reversed(error.splitlines()[:-1]) if line.strip()), error)
     write_manifest(folder, {**manifest, "status": status, "finished_at": now(), "error": line})

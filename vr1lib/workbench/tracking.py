@@ -15,6 +15,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -371,6 +372,7 @@ class Board:
             say("W&B is not installed: this run is recorded in its folder only")
             return
         self.wandb = wandb
+        os.environ["WANDB_DATA_DIR"] = str(folder / "wandb")  # pictures of tables: in the run folder, not in the home
         if mode == "online" and not self.attempt(wandb.login, prompt=False, verify=False):
             say("W&B is not logged in (`wandb login`): this run is recorded offline; `wandb sync` uploads it later")
             mode = "offline"
@@ -380,7 +382,7 @@ class Board:
 
     def start(self, mode: str, stem: str, params: Parameters, folder: Path) -> None:
         settings = self.wandb.Settings(
-            console="off", silent=True, init_timeout=20, finish_timeout=60, x_save_requirements=False
+            console="off", silent=True, init_timeout=20, finish_timeout=120, x_save_requirements=False
         )
         self.run = self.attempt(
             self.wandb.init,
@@ -454,6 +456,7 @@ class Board:
     def artifact(self, path: Path, kind: str, name: str, digest: str, by_reference: bool = False) -> Any:
         """Files where they are small and few, else a reference to them beside their sha256."""
         files = files_below(path)
+        name = re.sub(r"[^\w.-]+", "-", name)[:120]
         artifact = self.wandb.Artifact(name, type=kind, metadata={"sha256": digest, "files": len(files)})
         size = sum(file.stat().st_size for file in files)
         if by_reference or size > ARTIFACT_BYTES or len(files) > ARTIFACT_FILES:
