@@ -1,4 +1,6 @@
 import json
+import struct
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +17,16 @@ def picture(path: Path, colour: str = "red", size: tuple[int, int] = (8, 6), for
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, colour).save(path, format=format)
     return path
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A PNG that claims this size and holds next to nothing: a decompression bomb needs no more."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0"))]
+    packed = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
 def wemath_row(number: int, **changes: object) -> dict:
@@ -73,7 +85,7 @@ def test_every_wemath_row_becomes_a_problem_or_a_reject_with_its_reason(tmp_path
     (root / "image/3.png").write_bytes(b"")
     (root / "image/4.png").write_text("<html>404</html>")
     (root / "image/5.png").write_bytes(picture(tmp_path / "whole.png", size=(400, 400)).read_bytes()[:60])
-    Image.new("1", (20_000, 20_000)).save(root / "image/6.png")
+    (root / "image/6.png").write_bytes(png_claiming(60_000, 60_000))
     (root / "image/7.png").unlink()
     (root / "image/7.png").symlink_to(picture(tmp_path / "outside.png"))
     rows = [wemath_row(number) for number in range(1, 15)]
@@ -111,7 +123,7 @@ def test_every_wemath_row_becomes_a_problem_or_a_reject_with_its_reason(tmp_path
 
 def test_a_gold_that_the_grader_refuses_from_itself_is_a_reject(tmp_path):
     picture(tmp_path / "mathvision/images/1.png")
-    rows = [{"id": "1", "question": "?", "answer": "7 or 8", "image": "images/1.png"}]
+    rows = [{"id": "1", "question": "?", "answer": "Final Answer:", "image": "images/1.png"}]
     assert load("mathvision", mathvision(tmp_path, rows)).reasons == {"gold not accepted from itself": 1}
 
 
