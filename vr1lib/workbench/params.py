@@ -184,13 +184,19 @@ class BenchmarkParameters(Parameters):
     data: str | None = Field(None, min_length=1, description="ShapeWorld's problems (.jsonl); null draws new ones.")
     data_root: str | None = Field(None, min_length=1, description="Folder that holds wemath/ and mathvision/.")
     exclude: list[Text] = Field([], description="Files (.jsonl) whose rows were trained on and may not be scored.")
-    limit: int | None = Field(200, ge=1, description="At most so many problems per benchmark, evenly spaced; null: all.")
+    limit: int | None = Field(
+        200, ge=1, description="At most so many problems per benchmark, evenly spaced; null: all."
+    )
     temperature: float = Field(0.0, ge=0, le=10, description="0 is greedy (authors: 0.6).")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus of the sampling (authors: 0.95).")
     max_completion_tokens: int = Field(128, ge=1, description="Longest answer, in tokens (authors: 16000).")
     batch_size: int = Field(64, ge=1, description="Problems answered together; our choice.")
-    min_pixels: int | None = Field(None, ge=1, description="Smallest picture area shown; null: as the model was trained.")
-    max_pixels: int | None = Field(None, ge=1, description="Largest picture area shown; null: as the model was trained.")
+    min_pixels: int | None = Field(
+        None, ge=1, description="Smallest picture area shown; null: as the model was trained."
+    )
+    max_pixels: int | None = Field(
+        None, ge=1, description="Largest picture area shown; null: as the model was trained."
+    )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Number type of the weights; our choice.")
 
 
@@ -198,7 +204,9 @@ class AnalysisParameters(Parameters):
     """50_analysis: the paper's Table 4 and Figure 1 over several runs."""
 
     runs: dict[str, Text] = Field({}, description="Label → run folder of 40_benchmark; {} for all finished ones.")
-    training_runs: dict[str, Text] = Field({}, description="Label → run folder of 30_ptst_grpo; {} for all finished ones.")
+    training_runs: dict[str, Text] = Field(
+        {}, description="Label → run folder of 30_ptst_grpo; {} for all finished ones."
+    )
     cold_started: str = Field("CI", min_length=1, description="Label of the model whose overthinking Figure 1A shows.")
     examples: int = Field(6, ge=0, le=100, description="Completions with pictures in the report; our choice.")
 
@@ -343,8 +351,8 @@ def parse_yaml(text: str, origin: str) -> Any:
 def parameter_names(cells: Sequence[str], fields: Mapping[str, FieldInfo]) -> list[str]:
     """Names assigned by parameter cells among the executed `cells`.
 
-    A parameter cell holds nothing but `name = literal` lines, and either is papermill's ("# Parameters") or assigns a
-    known field.
+    A parameter cell holds nothing but `name = plain value` lines, and either is papermill's ("# Parameters") or assigns
+    a known field.
     """
     names: list[str] = []
     for cell in cells:
@@ -352,22 +360,19 @@ def parameter_names(cells: Sequence[str], fields: Mapping[str, FieldInfo]) -> li
             statements = ast.parse(cell).body
         except SyntaxError:  # a cell with IPython magic
             continue
-        assigned = [literal_name(statement) for statement in statements]
+        assigned = [assigned_name(statement) for statement in statements]
         if assigned and all(assigned) and (cell.startswith("# Parameters") or any(name in fields for name in assigned)):
             names += [name for name in assigned if name]
     return names
 
 
-def literal_name(statement: ast.stmt) -> str | None:
-    """The name that `name = literal` assigns, None for any other statement."""
+def assigned_name(statement: ast.stmt) -> str | None:
+    """The name that `name = plain value` assigns (no calls, no other names in it), None for any other statement."""
     targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-    if len(targets) != 1 or not isinstance(targets[0], ast.Name) or getattr(statement, "value", None) is None:
+    value = getattr(statement, "value", None)
+    if len(targets) != 1 or not isinstance(targets[0], ast.Name) or value is None:
         return None
-    try:
-        ast.literal_eval(statement.value)
-    except ValueError:
-        return None
-    return targets[0].id
+    return None if any(isinstance(node, ast.Call | ast.Name) for node in ast.walk(value)) else targets[0].id
 
 
 def plain_names(namespace: Mapping[str, Any]) -> list[str]:
