@@ -424,8 +424,10 @@ def test_a_specification_that_differs_is_refused_unless_accepted(folder):
 
 
 def test_a_folder_that_is_no_qwen_model_is_refused_in_one_line(folder, tmp_path):
-    with pytest.raises(RequestError, match=r"nowhere/at/all: no "):
+    with pytest.raises(RequestError, match=r"nowhere/at/all: no model here"):
         load_vlm("nowhere/at/all")
+    with pytest.raises(RequestError, match="no model here"):
+        load_vlm(folder)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     (tmp_path / "preprocessor_config.json").write_text("{}")
     with pytest.raises(RequestError, match="model_type = 'qwen2'"):

@@ -142,7 +142,9 @@ def read_image_spec(path: str | Path, min_pixels: int | None = None, max_pixels:
     except OSError:
         file = None
     if file is None:
-        raise RequestError(f"{path}: no preprocessor_config.json; give the folder or hub id of a Qwen2.5-VL model")
+        raise RequestError(
+            f"{path}: no preprocessor_config.json here or on the hub; give the folder or hub id of a Qwen2.5-VL model"
+        )
     config = json.loads(Path(file).read_text(encoding="utf-8"))
     size = config.get("size") or {}
     default = ImageSpec()

@@ -49,7 +49,7 @@ IGNORED_LABEL = -100
 NUMBER_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EncodedPrompt:
     """A problem's prompt as tensors on the CPU. `mm_token_type_ids` is 1 on image tokens, 0 elsewhere."""
 
@@ -63,14 +63,14 @@ class EncodedPrompt:
         return len(self.input_ids)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EncodedRow(EncodedPrompt):
     """A prompt with its answer. `labels` are the ids on the assistant's turn, `<|im_end|>` included, else -100."""
 
     labels: torch.Tensor  # [tokens] long
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Vlm:
     """A model with everything needed to speak to it. `method` says which weights train."""
 
@@ -258,10 +258,10 @@ def load_vlm(
     method = method or trained_by
     if train_vision and method != "full":
         raise RequestError(f"train_vision = True is for method full; under {method} use lora_targets 'language+vision'")
-    image_spec, prompt_spec = _settle_specs(path, own, image_spec, prompt_spec, accept_other_spec)
-    base = own["base"] if holds_adapter else _absolute(path)
     with naming(f"{Path(path, SPEC_FILE)}, key 'base'") if holds_adapter else nullcontext():
-        model, tokenizer = _load_base(base, NUMBER_TYPES[dtype], device, quantised=method == "qlora")
+        base = _model_place(own["base"] if holds_adapter else path)
+    image_spec, prompt_spec = _settle_specs(path, own, image_spec, prompt_spec, accept_other_spec)
+    model, tokenizer = _load_base(base, NUMBER_TYPES[dtype], device, quantised=method == "qlora")
     if gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if method == "full":
@@ -276,12 +276,19 @@ def load_vlm(
     return Vlm(model.eval(), tokenizer, image_spec, prompt_spec, method, base=None if method == "full" else base)
 
 
+def _model_place(path: str) -> str:
+    """A model folder's absolute path, or a hub id (ORGANISATION/NAME) as it is."""
+    if Path(path, "config.json").is_file():
+        return str(Path(path).resolve())
+    if Path(path).exists() or not re.fullmatch(r"[\w-]+/[\w.-]+", path):
+        raise RequestError(f"{path}: no model here (no config.json); give a model folder or a hub id such as Qwen/NAME")
+    return path
+
+
 def _load_base(
     path: str, number_type: torch.dtype, device: str, quantised: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The transformers model and tokenizer of a plain folder or hub id."""
-    if not Path(path, "config.json").is_file() and not re.fullmatch(r"[\w-]+/[\w.-]+", path):
-        raise RequestError(f"{path}: no model here (no config.json); give a model folder or a hub id such as Qwen/NAME")
     try:
         config = AutoConfig.from_pretrained(path)
         if config.model_type != "qwen2_5_vl":
@@ -309,11 +316,6 @@ def _place(device: str) -> torch.device:
     if device == "auto":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     return torch.device(device)
-
-
-def _absolute(path: str) -> str:
-    """A local folder's absolute path; a hub id as it is."""
-    return str(Path(path).resolve()) if Path(path).is_dir() else path
 
 
 def read_spec_file(path: str) -> dict | None:
