@@ -376,16 +376,12 @@ class Board:
         if mode == "online" and not self.attempt(wandb.login, prompt=False, verify=False):
             say("W&B is not logged in (`wandb login`): this run is recorded offline; `wandb sync` uploads it later")
             mode = "offline"
-        self.start(mode, stem, params, folder)
+        self.attempt(self.start, mode, stem, params, folder)
         if self.run is None and mode == "online":
-            self.start("offline", stem, params, folder)
+            self.attempt(self.start, "offline", stem, params, folder)
 
     def start(self, mode: str, stem: str, params: Parameters, folder: Path) -> None:
-        settings = self.wandb.Settings(
-            console="off", silent=True, init_timeout=20, finish_timeout=120, x_save_requirements=False
-        )
-        self.run = self.attempt(
-            self.wandb.init,
+        run = self.wandb.init(
             mode=mode,
             dir=folder,
             project=params.wandb_project,
@@ -393,12 +389,14 @@ class Board:
             job_type=stem,
             name=f"{stem}/{params.run}",
             config=params.model_dump(),
-            settings=settings,
+            settings=self.wandb.Settings(
+                console="off", silent=True, init_timeout=20, finish_timeout=120, x_save_requirements=False
+            ),
         )
-        if self.run is not None:
-            self.identity = {"mode": mode, "run_id": self.run.id, "url": self.run.url if mode == "online" else None}
-            self.attempt(self.run.define_metric, "step")
-            self.attempt(self.run.define_metric, "*", step_metric="step")
+        run.define_metric("step")
+        run.define_metric("*", step_metric="step")
+        self.identity = {"mode": mode, "run_id": run.id, "url": run.url if mode == "online" else None}
+        self.run = run
 
     def attempt(self, action: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Call into wandb; at the first failure of any kind say so and never call again."""
