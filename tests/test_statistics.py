@@ -10,6 +10,7 @@ from vr1lib.analysis.statistics import (
     length_thirds,
     mcnemar_exact,
     paired_difference,
+    stratified_difference,
     unpaired_difference,
 )
 
@@ -75,6 +76,18 @@ def test_unpaired_difference_adds_both_spreads():
     difference = unpaired_difference([1] * 50 + [0] * 50, [1] * 80 + [0] * 20)
     assert difference.mean == pytest.approx(0.3) and difference.n == 200
     assert difference.high - difference.low == pytest.approx(2 * 1.96 * 0.064, rel=0.08)
+
+
+def test_strata_take_out_what_differs_between_them():
+    # pooled: 90 easy (all right) first, 90 hard (all wrong) second: a difference of -.8 that no stratum shows
+    easy, hard = ([1] * 90, [1] * 10), ([0] * 10, [0] * 90)
+    assert unpaired_difference([*easy[0], *hard[0]], [*easy[1], *hard[1]]).mean == pytest.approx(-0.8)
+    assert stratified_difference([easy, hard]).mean == 0
+
+
+def test_strata_count_by_their_smaller_side():
+    # weights 2·2/4 = 1 and 1·3/4 = .75; differences 1 and 0: 1 / 1.75
+    assert stratified_difference([([0, 0], [1, 1]), ([1], [1, 1, 1])]).mean == pytest.approx(1 / 1.75)
 
 
 def test_unequal_lists_cannot_be_paired():

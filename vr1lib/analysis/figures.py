@@ -5,6 +5,7 @@ other, so that a figure is narrow enough for a phone. Colours differ in lightnes
 Functions named `draw_*` draw on given axes; the others return a whole figure.
 """
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from vr1lib.analysis.tables import ScoredModel, TrainingRun, paper_role, paper_s
 WIDTH = 6.0  # inches: 900 pixels at 150 per inch
 OURS = ("#a0a0a0", "#4a86b8", "#123a5e", "#c9b27c", "#5b5b5b")  # by lightness, so that grey keeps them apart
 TRAINING = ("#123a5e", "#4a86b8", "#a0a0a0", "#c9b27c", "#5b5b5b")
+ROLE_PLACES = {"base": 0, "CI": 1, "Vision-R1": 2, "Long": 3, "Zero": 4}  # one colour for one role in every figure
 HATCHES = ("", "///", "...", "xxx", "\\\\\\")
 MARKERS = ("o", "s", "^", "D", "v")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)))
@@ -80,6 +82,33 @@ def draw_accuracy(axes: Axes, models: Sequence[ScoredModel], with_paper: bool = 
     axes.set_ylabel("right, % (bar: 95 % interval)")
     axes.set_title("Accuracy")
     legend_below(axes)
+
+
+def group_bars(scores: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy of each group of problems with its interval, one panel a kind of group, groups of one kind together.
+
+    `scores` are the benchmarks of scores.json. Of a kind with many groups the twelve largest are drawn.
+    """
+    panels = [
+        (row["benchmark"], kind, sorted(sorted(groups.items(), key=lambda item: -item[1]["n"])[:12]))
+        for row in scores
+        for kind, groups in row["by"].items()
+    ]
+    heights = [0.8 + 0.28 * len(groups) for _, _, groups in panels]
+    figure = new_figure(height=sum(heights))
+    all_axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (benchmark, kind, groups) in zip(all_axes, panels):
+        names = [f"{textwrap.shorten(name, 32, placeholder=' …')} (n = {cell['n']})" for name, cell in groups]
+        means = [100 * cell["accuracy"] for _, cell in groups]
+        low = [max(0.0, 100 * (cell["accuracy"] - cell["low"])) for _, cell in groups]
+        high = [max(0.0, 100 * (cell["high"] - cell["accuracy"])) for _, cell in groups]
+        axes.barh(names, means, color=OURS[1], edgecolor="black", linewidth=0.8)
+        axes.errorbar(means, names, xerr=[low, high], fmt="none", color="black", capsize=3)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 104)
+        axes.tick_params(labelsize=9)
+        axes.set_title(f"{benchmark} by {kind}: right, %", fontsize=10, loc="left")
+    return figure
 
 
 def share_and_accuracy(model: ScoredModel) -> Figure:
@@ -170,9 +199,9 @@ def draw_accuracy_by_length(axes: Axes, models: Sequence[ScoredModel]) -> None:
             lengths,
             means,
             yerr=[low, high],
-            color=OURS[index % len(OURS)],
-            marker=MARKERS[index % len(MARKERS)],
-            linestyle=LINES[index % len(LINES)],
+            color=OURS[place(model.label, index)],
+            marker=MARKERS[place(model.label, index)],
+            linestyle=LINES[place(model.label, index)],
             markersize=8,
             capsize=4,
             label=f"{model.label}, by {part_name(bins)}" if len(bins) > 1 else f"{model.label}, all about equally long",
@@ -219,8 +248,8 @@ def draw_words(axes: Axes, counts: Mapping[str, Mapping[str, float]]) -> None:
                 x,
                 words[word],
                 width=width,
-                color=OURS[index % len(OURS)],
-                hatch=HATCHES[index % len(HATCHES)],
+                color=OURS[place(name, index)],
+                hatch=HATCHES[place(name, index)],
                 edgecolor="black",
                 linewidth=0.8,
                 label=name if position == 0 else None,
@@ -360,6 +389,12 @@ def cold_started_model(models: Sequence[ScoredModel], label: str) -> ScoredModel
     """The model whose overthinking Figure 1A shows: the one of that label, or the one that means the paper's CI."""
     by_label = {model.label: model for model in models}
     return by_label.get(label) or next((model for model in models if paper_role(model.label) == "CI"), None)
+
+
+def place(label: str, index: int) -> int:
+    """Which colour, hatch and mark a model has: by its role in the paper, else by its order."""
+    role = "base" if label.startswith("Qwen") else paper_role(label)
+    return ROLE_PLACES.get(role or "", index) % len(OURS)
 
 
 def new_figure(height: float) -> Figure:

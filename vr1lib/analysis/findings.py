@@ -5,6 +5,8 @@ the 95 % interval of our difference excludes zero on the paper's side, as the op
 other, and as undecided when it does not (our choice).
 """
 
+import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +16,7 @@ from vr1lib.analysis.statistics import (
     LengthBin,
     count_words,
     length_thirds,
+    stratified_difference,
     unpaired_difference,
 )
 from vr1lib.analysis.tables import Comparison, ScoredModel, TrainingRun, compare, paper_role, paper_series
@@ -73,7 +76,26 @@ def overthinking(cold: ScoredModel | None) -> Finding:
     difference = unpaired_difference(shortest, longest)
     ours = f"{cold.label}, right by length {part_name(bins)}: {thirds_sentence(bins)}; last against first "
     ours += f"{points(difference)}."
+    within = longer_half_within_kinds(cold)
+    if within:
+        ours += f" Within problems of one kind, longer half against shorter: {points(within)}."
     return Finding(claim, paper, ours, verdict(difference, expected=-1))
+
+
+def longer_half_within_kinds(model: ScoredModel) -> Interval | None:
+    """Accuracy of the longer half of completions minus the shorter's, among problems of one kind: harder problems ask
+    for longer answers, and that alone is no overthinking. None if no kind has completions of different length."""
+    kinds: dict[tuple, list[Graded]] = defaultdict(list)
+    for row in model.graded:
+        kinds[model.kind(row.problem_id)].append(row)
+    halves = []
+    for rows in kinds.values():
+        middle = statistics.median(row.tokens for row in rows)
+        shorter = [row.reward for row in rows if row.tokens <= middle]
+        longer = [row.reward for row in rows if row.tokens > middle]
+        if longer:
+            halves.append((shorter, longer))
+    return stratified_difference(halves) if halves else None
 
 
 def ptst_lifts_accuracy(cold: ScoredModel | None, final: ScoredModel | None) -> Finding:

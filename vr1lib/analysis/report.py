@@ -1,29 +1,33 @@
-"""One HTML page that opens anywhere: no server, no script, pictures inside, readable on a phone and on paper.
+"""The analysis as one page, and one page over any run folders.
 
-`write_report` tells what an analysis found; `write_run_report` shows any run folders as they are (manifest, parameters,
-curves, pictures, completions, lineage). All text from runs is escaped: a completion can hold anything.
+`write_report` tells what an analysis found; `write_run_report` shows run folders as they are: manifest, scores, curves,
+pictures, completions, lineage, parameters.
 """
 
-import base64
 import io
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from vr1lib.analysis.figures import metric_curves
-from vr1lib.analysis.findings import Finding, headline
+from vr1lib.analysis.findings import Finding, headline, p_value, points, tokens
+from vr1lib.analysis.page import Picture, answer_html, example_html, figure_html, html_table, png_url, write_page
 from vr1lib.analysis.statistics import REFLECTION_WORDS, accuracy_interval, count_words
-from vr1lib.analysis.tables import ScoredModel, is_number, read_json, read_metrics, summary
-from vr1lib.records import Graded, Problem, RequestError, open_image, read_jsonl
+from vr1lib.analysis.tables import (
+    Comparison,
+    ScoredModel,
+    group_scores,
+    is_number,
+    read_json,
+    read_metrics,
+    summary,
+    table_4,
+)
+from vr1lib.records import Graded, Problem, RequestError, read_jsonl
 
-PICTURE_SIDE = 240  # pixels of an example's longest side
-LONGEST_TEXT = 6000  # characters of a completion shown
 CURVES = (
     "reward/mean",
     "eval/accuracy",
@@ -38,47 +42,6 @@ CURVES = (
     "learning_rate",
     "tokens_per_second",
 )
-STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 68rem; padding: 1rem; color: #1c1c1c; background: #fff;
-  font: 16px/1.5 system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: .5rem 0; }
-h2 { font-size: 1.25rem; margin: 2rem 0 .5rem; border-bottom: 1px solid #ccc; }
-h3 { font-size: 1rem; margin: 1rem 0 .3rem; }
-p.lead { font-size: 1.15rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
-th { background: #f3f3f3; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); gap: 1rem; }
-figure { margin: 0; }
-figure img { width: 100%; height: auto; border: 1px solid #e3e3e3; }
-figcaption { font-size: .9rem; color: #444; }
-.finding { border-left: 5px solid #999; padding: .1rem .8rem; margin: .8rem 0; }
-.finding.same { border-color: #1b6e3c; } .finding.opposite { border-color: #a3321f; }
-.finding p { margin: .2rem 0; }
-.chip { display: inline-block; padding: 0 .5rem; border: 1px solid #777; border-radius: .8rem; font-size: .85rem;
-  white-space: nowrap; }
-.example { display: flex; flex-wrap: wrap; gap: 1rem; border-top: 1px solid #ccc; padding: .8rem 0; }
-.example .pictures { flex: 0 0 auto; max-width: 100%; }
-.example .pictures img { max-width: 100%; border: 1px solid #ddd; image-rendering: auto; display: block; margin-bottom: .3rem; }
-.example .words { flex: 1 1 20rem; min-width: 0; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .5rem; margin: .3rem 0;
-  font-size: .85rem; }
-details { margin: .3rem 0; } summary { cursor: pointer; }
-code { overflow-wrap: anywhere; }
-@media print { details { display: block; } }
-"""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A saved figure with what it shows."""
-
-    path: Path
-    caption: str
 
 
 def write_report(
@@ -88,11 +51,11 @@ def write_report(
     models: Sequence[ScoredModel],
     findings: Sequence[Finding],
     pictures: Sequence[Picture],
-    tables: Mapping[str, Sequence[Mapping[str, Any]]],
+    comparisons: Sequence[Comparison],
     training_folders: Mapping[str, str | Path],
     examples: int = 6,
 ) -> Path:
-    """The analysis as one page. `tables` are shown under their names in the given order."""
+    """The analysis as one page, most important first."""
     sections = [f'<p class="lead">{escape(headline(models))}</p>']
     if models:
         sections.append(html_table(summary_rows(models)))
@@ -102,8 +65,17 @@ def write_report(
         sections += [finding_html(finding) for finding in findings]
     sections.append("<h2>Figures</h2>")
     sections.append(f'<div class="figures">{"".join(figure_html(picture) for picture in pictures)}</div>')
-    for name, rows in tables.items():
-        sections.append(f"<h2>{escape(name)}</h2>{html_table(rows)}")
+    sections += [f"<h2>Table 4, ours beside the paper's</h2>{html_table(table_4_rows(models))}"]
+    if comparisons:
+        sections += ["<h2>Model against model, on the same problems</h2>", html_table(pair_rows(comparisons))]
+        unlike = sorted({f"{pair.first} / {pair.second}: {what}" for pair in comparisons for what in pair.unlike})
+        if unlike:
+            sections.append(f"<p><strong>Not measured alike:</strong> {escape('; '.join(unlike))}.</p>")
+    if models:
+        scores = html_table(group_scores(models))
+        sections.append(
+            f"<h2>By group</h2><details><summary>Every score by family, task, skill …</summary>{scores}</details>"
+        )
     if models and examples:
         sections.append("<h2>Some problems, and what each model said</h2>")
         sections.append("<p>Chosen evenly over the patterns of who is right, the commonest pattern first.</p>")
@@ -126,6 +98,42 @@ def summary_rows(models: Sequence[ScoredModel]) -> list[dict[str, Any]]:
             "n": row["n"],
         }
         for row in summary(models)
+    ]
+
+
+def table_4_rows(models: Sequence[ScoredModel]) -> list[dict[str, Any]]:
+    """Table 4 under short headings."""
+    return [
+        {
+            "method": row["method"],
+            "cold start": row["cold_start"],
+            "GRPO": row["grpo"],
+            "PTST": row["ptst"],
+            "paper: tokens": row["paper_length_tokens"],
+            "paper: right, %": row["paper_accuracy_percent"],
+            "our run": row["our_run"],
+            "ours: tokens": row["our_length_tokens"],
+            "ours: right, %": row["our_accuracy_percent"],
+            "95 % interval": None
+            if row["our_run"] is None
+            else f"{row['our_low_percent']:.1f} – {row['our_high_percent']:.1f}",
+        }
+        for row in table_4(models)
+    ]
+
+
+def pair_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Paired comparisons in words: what changed from the first model to the second."""
+    return [
+        {
+            "from → to": f"{pair.first} → {pair.second}",
+            "n": pair.accuracy.n,
+            "right": points(pair.accuracy),
+            "only first / only second right": f"{pair.test.only_first} / {pair.test.only_second}",
+            "exact McNemar": p_value(pair.test.p_value),
+            "length": tokens(pair.length),
+        }
+        for pair in comparisons
     ]
 
 
@@ -166,29 +174,6 @@ def examples_html(models: Sequence[ScoredModel], count: int) -> list[str]:
     return cards
 
 
-def example_html(problem: Problem, answers: Mapping[str, Graded]) -> str:
-    """One problem with its pictures and gold, and each answer folded under its verdict."""
-    pictures = "".join(f'<img src="{thumbnail(path)}" alt="picture of the problem">' for path in problem.images)
-    choices = "".join(f"<br>{letter}: {escape(choice)}" for letter, choice in zip("ABCDEFGHIJ", problem.choices or []))
-    said = "".join(answer_html(label, row) for label, row in answers.items())
-    return (
-        f'<div class="example"><div class="pictures">{pictures}</div><div class="words">'
-        f"<p>{escape(problem.question)}{choices}<br><small>gold: <strong>{escape(problem.answer)}</strong> · "
-        f"<code>{escape(problem.id)}</code></small></p>{said}</div></div>"
-    )
-
-
-def answer_html(label: str, row: Graded) -> str:
-    verdict = "right" if row.reward == 1 else f"wrong: {row.reason}"
-    text = row.text if len(row.text) <= LONGEST_TEXT else f"{row.text[:LONGEST_TEXT]} … ({len(row.text):,} characters)"
-    cut = ", cut at the limit" if row.finish == "length" else ""
-    read = f" · read as <code>{escape(row.extracted)}</code>" if row.extracted is not None else ""
-    return (
-        f"<details><summary><strong>{escape(label)}</strong>: {escape(verdict)}{read} · {row.tokens} tokens{cut}"
-        f"</summary><pre>{escape(text)}</pre></details>"
-    )
-
-
 def notes_html(models: Sequence[ScoredModel]) -> str:
     """What a reader must know before comparing: benchmark, size, sampling, grading, what was left out."""
     notes = []
@@ -210,28 +195,24 @@ def notes_html(models: Sequence[ScoredModel]) -> str:
             )
     if any(row["benchmark"] == "shapeworld" for model in models for row in model.scores["benchmarks"]):
         notes.append(
-            "ShapeWorld is a small rendered world made for this workbench. Scores on it say whether the method works in "
-            "miniature, nothing about any public benchmark. Length there goes with the size of the picture as well as with "
-            "overthinking."
+            "ShapeWorld is a small rendered world made for this workbench. Scores on it say whether the method works "
+            "in miniature, nothing about any public benchmark."
         )
     notes += [
-        "Right means: well-formed, and the answer equals the gold by rule (the hard reward). An answer cut at the limit is wrong.",
-        "Intervals are 95 % percentile bootstraps over problems; two models are compared on the same problems, in pairs. They "
-        "cover the choice of problems, not the luck of a training seed.",
-        "The paper's values belong to a 7-billion-parameter model on MathVista, MathVerse and MM-Math, up to 16K tokens; those "
-        "of Figure 1 D to F were read off the plot (±10 tokens, ±0.1 points, ±0.003 reward). They show a shape to compare, not a level.",
+        "Right means: well-formed, and the answer equals the gold by rule (the hard reward). An answer cut at the "
+        "limit is wrong.",
+        "Intervals are 95 % percentile bootstraps over problems; two models are compared on the same problems, in "
+        "pairs. They cover the choice of problems, not the luck of a training seed.",
+        "The paper's values belong to a model of 7 billion parameters on MathVista, MathVerse and MM-Math, up to 16K "
+        "tokens; those of Figure 1 D to F were read off the plot (±10 tokens, ±0.1 points, ±0.003 reward). They show a "
+        "shape to compare, not a level.",
     ]
     return "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>"
 
 
 def origin_rows(models: Sequence[ScoredModel], training_folders: Mapping[str, str | Path]) -> list[dict[str, Any]]:
-    rows = [
-        {"run": model.label, "folder": str(model.folder), "model": str(model.scores.get("model", ""))}
-        for model in models
-    ]
-    return rows + [
-        {"run": label, "folder": str(folder), "model": "training"} for label, folder in training_folders.items()
-    ]
+    rows = [{"run": model.label, "folder": model.folder, "model": model.scores.get("model")} for model in models]
+    return rows + [{"run": label, "folder": folder, "model": None} for label, folder in training_folders.items()]
 
 
 # -------------------------------------------------------------------------------------------------- any run folders
@@ -275,9 +256,8 @@ def run_sections(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         text = (folder / "params.yaml").read_text(encoding="utf-8")
         sections.append(f"<h2>Parameters</h2><pre>{escape(text)}</pre>")
     settings = {key: manifest.get(key) for key in ("hardware", "versions", "wandb", "image_spec", "prompt_spec")}
-    sections.append(
-        f"<details><summary>Machine and versions</summary><pre>{escape(json.dumps(settings, indent=2))}</pre></details>"
-    )
+    machine = escape(json.dumps(settings, indent=2, ensure_ascii=False))
+    sections.append(f"<details><summary>Machine and versions</summary><pre>{machine}</pre></details>")
     return sections
 
 
@@ -301,14 +281,13 @@ def curves_html(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     keys = [key for key in CURVES if counts[key] > 1]
     keys = keys or [key for key, count in counts.items() if count > 1 and key not in ("step", "stage", "seconds")][:12]
     latest = {key: value for row in metrics for key, value in row.items() if is_number(value)}
-    rows = [{"metric": key, "last value": float(f"{value:.5g}")} for key, value in sorted(latest.items())]
+    rows = [{"metric": key, "last value": f"{value:.5g}"} for key, value in sorted(latest.items())]
     sections = ["<h2>Metrics</h2>"]
     if keys:
         buffer = io.BytesIO()
         metric_curves(metrics, keys).savefig(buffer, format="png")
-        sections.append(
-            f'<figure style="max-width: 48rem"><img src="{png_url(buffer.getvalue())}" alt="metrics over steps"></figure>'
-        )
+        picture = png_url(buffer.getvalue())
+        sections.append(f'<figure style="max-width: 48rem"><img src="{picture}" alt="metrics over steps"></figure>')
     return [*sections, f"<details><summary>Last value of every metric</summary>{html_table(rows)}</details>"]
 
 
@@ -320,14 +299,11 @@ def completions_html(folder: Path, manifest: Mapping[str, Any], count: int = 8) 
     step = max(1, len(graded) // count)
     problems = find_problems(folder, manifest, {row.problem_id for row in graded[::step]})
     accuracy = accuracy_interval([row.answer_ok and row.format_ok for row in graded])
-    words = ", ".join(
-        f"{word} {count}" for word, count in count_words((row.text for row in graded), REFLECTION_WORDS).items()
-    )
-    sections = [
-        "<h2>Completions</h2>",
-        f"<p>{len(graded):,} completions, {100 * accuracy.mean:.1f} % right, {sum(row.tokens for row in graded) / len(graded):.1f} "
-        f"tokens on average. Words: {escape(words)}.</p>",
-    ]
+    counts = count_words((row.text for row in graded), REFLECTION_WORDS)
+    words = ", ".join(f"{word} {occurrences}" for word, occurrences in counts.items())
+    mean_length = sum(row.tokens for row in graded) / len(graded)
+    shares = f"{len(graded):,} completions, {100 * accuracy.mean:.1f} % right, {mean_length:.1f} tokens on average."
+    sections = ["<h2>Completions</h2>", f"<p>{shares} Words: {words}.</p>"]
     for row in graded[::step][:count]:
         label = f"step {row.step}, stage {row.stage + 1}"
         if row.problem_id in problems:
@@ -357,66 +333,3 @@ def lineage_rows(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         {"kind": entry.get("kind", ""), "path": entry.get("path", ""), "sha256": str(entry.get("sha256", ""))[:12]}
         for entry in entries
     ]
-
-
-# ----------------------------------------------------------------------------------------------------- building HTML
-
-
-def write_page(out: str | Path, title: str, sections: Iterable[str], heading: bool = True) -> Path:
-    """Write the page; returns its path."""
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    top = f"<h1>{escape(title)}</h1>" if heading else ""
-    out.write_text(
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>{top}\n"
-        + "\n".join(sections)
-        + "\n</body></html>\n",
-        encoding="utf-8",
-    )
-    return out
-
-
-def html_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows under the first row's keys; numbers to the right, None as an empty cell, wide tables scroll by themselves."""
-    if not rows:
-        return "<p>None.</p>"
-    head = "".join(f"<th>{escape(str(key).replace('_', ' '))}</th>" for key in rows[0])
-    body = "".join(f"<tr>{''.join(cell_html(value) for value in row.values())}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def cell_html(value: Any) -> str:
-    if value is None:
-        return "<td></td>"
-    if isinstance(value, float):
-        text = f"{value:.3g}" if 0 < abs(value) < 0.01 else f"{value:,.4f}".rstrip("0").rstrip(".")
-        return f'<td class="number">{text}</td>'
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f'<td class="number">{value:,}</td>'
-    return f"<td>{escape(str(value))}</td>"
-
-
-def figure_html(picture: Picture) -> str:
-    url = png_url(picture.path.read_bytes())
-    caption = escape(picture.caption)
-    return f'<figure><img src="{url}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
-
-
-def thumbnail(path: str | Path) -> str:
-    """A picture as a data URL, at most PICTURE_SIDE pixels; small ones are enlarged by whole factors, so stay sharp."""
-    picture = open_image(path)
-    longest = max(picture.size)
-    if longest > PICTURE_SIDE:
-        picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-    elif longest * 2 <= PICTURE_SIDE:
-        factor = PICTURE_SIDE // longest
-        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return png_url(buffer.getvalue())
-
-
-def png_url(content: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"

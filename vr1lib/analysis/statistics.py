@@ -113,15 +113,29 @@ def unpaired_difference(
     first: Iterable[float], second: Iterable[float], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval:
     """Difference of two means, `second - first`, each resampled by itself; `n` counts both."""
-    arrays = [np.asarray(list(values), dtype=float) for values in (first, second)]
-    if any(array.size == 0 for array in arrays):
+    return stratified_difference([(first, second)], seed=seed, resamples=resamples)
+
+
+def stratified_difference(
+    strata: Iterable[tuple[Iterable[float], Iterable[float]]], *, seed: int = 0, resamples: int = RESAMPLES
+) -> Interval:
+    """Mean of `second - first` within strata, so that what differs between strata cannot pass for the difference.
+
+    Strata count by n1·n2/(n1 + n2) (Mantel-Haenszel); each side of each is resampled by itself. Raises ValueError without
+    strata or with an empty side.
+    """
+    pairs = [tuple(np.asarray(list(values), dtype=float) for values in stratum) for stratum in strata]
+    if not pairs or any(array.size == 0 for pair in pairs for array in pair):
         raise ValueError("a difference needs at least one value on either side")
+    weights = np.array([first.size * second.size / (first.size + second.size) for first, second in pairs])
+    weights /= weights.sum()
     rng = np.random.default_rng(seed)
-    before, after = (_resampled_means(array, resamples, rng) for array in arrays)
-    low, high = np.quantile(after - before, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(
-        float(arrays[1].mean() - arrays[0].mean()), float(low), float(high), arrays[0].size + arrays[1].size
-    )
+    draws, mean = np.zeros(resamples), 0.0
+    for weight, (first, second) in zip(weights, pairs):
+        draws += weight * (_resampled_means(second, resamples, rng) - _resampled_means(first, resamples, rng))
+        mean += weight * (second.mean() - first.mean())
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(mean), float(low), float(high), sum(array.size for pair in pairs for array in pair))
 
 
 def mcnemar_exact(first: Iterable[bool], second: Iterable[bool]) -> McNemar:

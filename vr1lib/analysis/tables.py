@@ -60,6 +60,12 @@ class ScoredModel:
             rows[self.problems[graded.problem_id].meta["benchmark"]].append(graded)
         return rows
 
+    def kind(self, problem_id: str) -> tuple[Any, ...]:
+        """What makes problems alike before anybody answers: benchmark, family, task, level, size of the scene."""
+        meta = self.problems[problem_id].meta
+        scene = meta.get("scene") or {}
+        return (*(meta.get(key) for key in ("benchmark", "family", "task", "level")), len(scene.get("grid", ())))
+
     @property
     def max_completion_tokens(self) -> int:
         return max(row["sampling"]["max_completion_tokens"] for row in self.scores["benchmarks"])

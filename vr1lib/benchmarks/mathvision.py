@@ -12,9 +12,11 @@ from vr1lib.records import Problem
 NAME = "mathvision"
 
 
-def load(data: str | Path | None, data_root: str | Path | None = None) -> sources.Loaded:
-    """The rows of `data_root`/mathvision; `data` is another benchmark's and not used."""
-    return sources.load(NAME, data_root)
+def load(
+    data: str | Path | None = None, data_root: str | Path | None = None, panels: str | Path | None = None
+) -> sources.Loaded:
+    """The rows of `data_root`/mathvision, stacked pictures cut into the folder `panels` if one is given."""
+    return sources.load(NAME, data_root, panels=panels)
 
 
 def groups(problem: Problem) -> dict[str, list[str]]:

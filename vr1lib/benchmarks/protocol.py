@@ -5,7 +5,7 @@ and only the rule-based grader decides. The authors' runner instead asks up to f
 lets a judge model extract the answer, which flatters. A benchmark is a module with
 
     NAME                          what it is called in parameters, tables and files
-    load(data, data_root)         its problems, and every row that could not be used with the reason
+    load(data, data_root, panels) its problems, and every row that could not be used with the reason
     groups(problem)               the groups a problem counts in: {"task": [...], "skill": [...]}
 
 Problems leave here with `meta["benchmark"]` set, so that one run may hold several benchmarks.
@@ -92,6 +92,7 @@ def select(
     *,
     data: str | Path | None = None,
     data_root: str | Path | None = None,
+    panels: str | Path | None = None,
     trained_on: TrainedOn | None = None,
     limit: int | None = None,
 ) -> Selection:
@@ -101,7 +102,7 @@ def select(
     """
     if benchmark not in BENCHMARKS:
         raise RequestError(f"benchmarks: {benchmark!r} is unknown; known are {', '.join(BENCHMARKS)}")
-    loaded = BENCHMARKS[benchmark].load(data, data_root)
+    loaded = BENCHMARKS[benchmark].load(data, data_root, panels)
     selection = Selection(benchmark, list(loaded.problems), list(loaded.rejects))
     reasons = defaultdict(list)
     for problem in selection.problems:

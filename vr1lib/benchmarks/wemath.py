@@ -12,8 +12,10 @@ from vr1lib.records import Problem
 NAME = "wemath"
 
 
-def load(data: str | Path | None, data_root: str | Path | None = None) -> sources.Loaded:
-    """The rows of `data_root`/wemath; `data` is another benchmark's and not used."""
+def load(
+    data: str | Path | None = None, data_root: str | Path | None = None, panels: str | Path | None = None
+) -> sources.Loaded:
+    """The rows of `data_root`/wemath; `data` and `panels` are other benchmarks' matter."""
     return sources.load(NAME, data_root)
 
 
