@@ -25,7 +25,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from vr1lib.records import Problem
+from vr1lib.records import Problem, RequestError
 
 CELL = 28  # pixels: one image token of Qwen2.5-VL (patch 14, merge 2)
 COLOURS = {
@@ -55,11 +55,15 @@ def make_problems(
 ) -> list[Problem]:
     """`count` different problems of one split, their pictures written to `folder`/images.
 
-    A scene belongs to exactly one split, by a hash of what is drawn and asked: splits never share one, whatever the seed.
-    Raises ValueError for an unknown split or family, or when the world has fewer scenes than asked.
+    A grid belongs to exactly one split, by its hash: splits never share a picture, whatever the seed and the question.
+    Raises RequestError for an unknown split or family, or when the world has fewer scenes than asked.
     """
     if split not in SPLITS:
-        raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
+        raise RequestError(f"ShapeWorld: split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
+    if unknown := set(families) - set(FAMILIES):
+        raise RequestError(f"ShapeWorld: family {min(unknown)!r} is unknown; choose from {', '.join(FAMILIES)}")
+    if too_large := [size for size in grid_sizes if not 2 <= size <= len(COLOURS)]:
+        raise RequestError(f"ShapeWorld: grid size {too_large[0]} is not drawn; choose from 2 to {len(COLOURS)}")
     images = Path(folder) / "images"
     images.mkdir(parents=True, exist_ok=True)
     rng = random.Random(f"{seed}/{split}")
@@ -68,11 +72,14 @@ def make_problems(
     misses = 0
     while len(problems) < count:
         scene = _draw_scene(rng, rng.choice(list(families)), rng.choice(list(grid_sizes)))
-        key = _scene_key(scene)
+        key = _digest(scene)
         if key in seen or split_of(scene) != split:
             misses += 1
             if misses > 2000 + 200 * count:
-                raise ValueError(f"ShapeWorld has too few scenes for {count} {split} problems; add families or grid sizes")
+                raise RequestError(
+                    f"ShapeWorld has fewer than {count} {split} scenes of families {', '.join(families)} and grid sizes "
+                    f"{', '.join(map(str, grid_sizes))}; ask for fewer problems, or more families or sizes"
+                )
             continue
         seen.add(key)
         path = (images / f"{split}_{key}.png").resolve()
@@ -93,8 +100,8 @@ def make_problems(
 
 
 def split_of(scene: dict[str, Any]) -> str:
-    """The one split that a scene belongs to, by its hash: train 40 %, cold 20 %, rl 20 %, dev 5 %, test 15 %."""
-    share = int(_scene_key(scene)[:8], 16) % 100
+    """The one split that a scene's grid belongs to, by its hash: train 40 %, cold 20 %, rl 20 %, dev 5 %, test 15 %."""
+    share = int(_digest(scene["grid"])[:8], 16) % 100
     bounds = {"train": 40, "cold": 60, "rl": 80, "dev": 85, "test": 100}
     return next(split for split, bound in bounds.items() if share < bound)
 
@@ -201,15 +208,13 @@ def _draw_scene(rng: random.Random, family: str, size: int) -> dict[str, Any]:
             for row in range(size - rng.randint(1, size), size):
                 grid[row][column] = colour
         target = rng.choice(bars)
-    elif family == "length":
+    else:
         lines = rng.sample(colours, size)
         for row, colour in enumerate(lines):
             length = rng.randint(1, size)
             start = rng.randint(0, size - length)
             grid[row][start : start + length] = [colour] * length
         target = rng.choice(lines)
-    else:
-        raise ValueError(f"family {family!r} is unknown; choose from {', '.join(FAMILIES)}")
     scene = {"family": family, "grid": grid, "target": target}
     if family == "word":
         scene["price"] = rng.randint(2, 3)
@@ -230,5 +235,5 @@ def _answer(scene: dict[str, Any]) -> int:
     return sum(row.count(scene["target"]) for row in scene["grid"]) * scene.get("price", 1)
 
 
-def _scene_key(scene: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(scene, sort_keys=True).encode()).hexdigest()[:16]
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

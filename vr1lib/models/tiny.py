@@ -41,7 +41,7 @@ SPECIAL_TOKENS = (
 )
 TURN_WORDS = ("system\n", "user\n", "assistant\n")  # in every prompt, so one token each whatever the texts
 QWEN_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 TINY_IMAGE_SPEC = ImageSpec(min_pixels=28 * 28, max_pixels=256 * 28 * 28)  # our choice: at most 256 image tokens
 
