@@ -1,13 +1,13 @@
 """Supervised fine-tuning: the cold start that gives Vision-R1-CI (Section 3.3.2), and any other "say it like this".
 
 Loss is the mean cross-entropy of the assistant's tokens, over the whole step whatever its micro-batches; prompts and
-pictures have none, and rows longer than `max_tokens` are left out and counted, never cut. `transformers.Trainer` does the
-stepping; rows are encoded, cached, ordered and put together here.
+pictures have none, and rows longer than `max_tokens` are left out and counted, never cut. `transformers.Trainer` does
+the stepping; rows are encoded, cached, ordered and put together here.
 
-The authors' cold start (their LLaMA-Factory configuration): full fine-tuning in bf16, 2 epochs, learning rate 5e-6, cosine
-after 5 % warm-up, at most 16,384 tokens, 32 rows a step, no weight decay, vision tower frozen. AdamW and a gradient norm of
-at most 1 are that framework's defaults. Our choice: the head computes logits from the first answer token on only, and
-batches hold rows of like length, which changes their company and no row's loss.
+The authors' cold start (their LLaMA-Factory configuration): full fine-tuning in bf16, 2 epochs, learning rate 5e-6,
+cosine after 5 % warm-up, at most 16,384 tokens, 32 rows a step, no weight decay, vision tower frozen. AdamW and a
+gradient norm of at most 1 are that framework's defaults. Our choice: the head computes logits from the first answer
+token on only, and batches hold rows of like length, which changes their company and no row's loss.
 """
 
 import random
@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import psutil
@@ -30,7 +31,7 @@ from vr1lib.data.sources import Reject
 from vr1lib.models.vlm import IGNORED_LABEL, EncodedRow, Vlm, collate_rows
 from vr1lib.records import ColdRow, Problem, RequestError, read_jsonl
 
-POOL_BATCHES = 50  # rows are sorted by length within so many batches: enough to find like rows, few enough to stay random
+POOL_BATCHES = 50  # rows are sorted by length within so many batches: enough to find like rows, few enough to mix
 
 
 @dataclass
@@ -51,13 +52,14 @@ def load_rows(
     """Rows to train on, (problem, response), and those of the source that could not be read.
 
     `data` is a JSONL of ColdRow, or a source by name, found below `data_root`. A source has no chain of thought: its
-    response is the bare gold answer, the paper's comparison without CoT.
+    response is the bare gold answer: a baseline without CoT.
     """
     if Path(data).suffix == ".jsonl":
-        rows = [(row, row.response) for row, _ in zip(read_jsonl(data, ColdRow), range(limit or 10**12))]
+        rows = [(row, row.response) for row in islice(read_jsonl(data, ColdRow), limit)]
         return rows, []
     loaded = sources.load(data, data_root, limit=limit)
-    return [(problem, f"<answer> Final Answer:{problem.answer} </answer>") for problem in loaded.problems], loaded.rejects
+    rows = [(problem, f"<answer> Final Answer:{problem.answer} </answer>") for problem in loaded.problems]
+    return rows, loaded.rejects
 
 
 def train_sft(
@@ -82,9 +84,10 @@ def train_sft(
 ) -> SftResult:
     """Train `vlm` in place on (problem, response) rows; `log` gets one dictionary a step, explained in docs/metrics.md.
 
-    `steps`, if given, replaces `epochs`. `batch_size` rows make a step over all processes, `micro_batch_size` (None: all of
-    them) go through the model at once. `bfloat16` computes in bf16 over the weights' own type. Encoded rows are kept in
-    memory up to `cache_gib` and made anew beyond. Raises RequestError if no row is left or the batch can't be divided.
+    `steps`, if given, replaces `epochs`. `batch_size` rows make a step over all processes, `micro_batch_size` (None:
+    all of them) go through the model at once. `bfloat16` computes in bf16 over the weights' own type. Encoded rows
+    are kept in memory up to `cache_gib` and made anew beyond. Raises RequestError if no row is left or the batch
+    can't be divided.
     """
     dataset = RowDataset(vlm, rows, max_tokens, cache_gib)
     micro_batch_size = micro_batch_size or batch_size
@@ -108,13 +111,14 @@ def train_sft(
         disable_tqdm=True,
         remove_unused_columns=False,
         label_names=["labels"],
+        use_cache=True,  # Trainer writes this into the model's configuration; our batches go without a cache themselves
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process drives one GPU; else Trainer would wrap it in DataParallel
     rows_at_once = micro_batch_size * arguments.world_size
     if batch_size % rows_at_once:
         raise RequestError(
-            f"batch_size = {batch_size} is no multiple of micro_batch_size = {micro_batch_size} × {arguments.world_size} "
-            "processes; change one of them"
+            f"batch_size = {batch_size} is no multiple of micro_batch_size = {micro_batch_size} × "
+            f"{arguments.world_size} processes; change one of them"
         )
     arguments.gradient_accumulation_steps = batch_size // rows_at_once
     order = RowOrder(dataset.lengths, batch_size, seed, bucket_by_length)
@@ -129,9 +133,7 @@ def train_sft(
     trainer.remove_callback(PrinterCallback)
     reporter = StepReporter(trainer, log)
     trainer.add_callback(reporter)
-    configured_cache = vlm.model.config.use_cache
     trainer.train()
-    vlm.model.config.use_cache = configured_cache  # Trainer turns it off; a saved model should generate with its cache
     vlm.model.eval()
     losses = reporter.losses
     tail = losses[-max(1, len(losses) // 10) :]
@@ -149,10 +151,11 @@ def train_sft(
 
 
 class RowDataset(Dataset):
-    """Encoded rows by index. Rows that are too long or whose pictures can't be read are in `rejects`, with reasons.
+    """Encoded rows by index. Rows too long, or whose pictures can't be read, are in `rejects`, with reasons.
 
-    Every row's length is known before training starts: from its encoding while the cache has room, from the sizes of its
-    pictures beyond. A picture that turns out broken only when it is read is replaced by the next row, and counted.
+    Every row's length is known before training starts: from its encoding while the cache has room, from the sizes of
+    its pictures beyond. A picture that turns out broken only when it is read is replaced by the next row, and
+    counted.
     """
 
     def __init__(self, vlm: Vlm, rows: Sequence[tuple[Problem, str]], max_tokens: int, cache_gib: float):
@@ -184,6 +187,8 @@ class RowDataset(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> EncodedRow:
+        if index >= len(self):
+            raise IndexError(index)
         for candidate in (*range(index, len(self)), *range(index)):
             if candidate in self.cache:
                 return self.cache[candidate]
@@ -239,7 +244,8 @@ class RowOrder(Sampler[int]):
         batches = []
         whole = len(order) // self.batch_size * self.batch_size
         for start in range(0, whole, POOL_BATCHES * self.batch_size):
-            pool = sorted(order[start : min(whole, start + POOL_BATCHES * self.batch_size)], key=self.lengths.__getitem__)
+            end = min(whole, start + POOL_BATCHES * self.batch_size)
+            pool = sorted(order[start:end], key=self.lengths.__getitem__)
             batches += [pool[at : at + self.batch_size] for at in range(0, len(pool), self.batch_size)]
         rng.shuffle(batches)
         return iter([index for batch in (*batches, order[whole:]) for index in batch])
@@ -256,9 +262,10 @@ def collate_for_loss(rows: Sequence[EncodedRow], pad_token_id: int) -> dict:
 
 
 def assistant_loss(output, labels: Tensor, num_items_in_batch: Tensor | int) -> Tensor:
-    """Cross-entropy of the assistant's tokens, float32, summed over this micro-batch, divided by the whole step's count.
+    """Cross-entropy of the assistant's tokens, float32, over this micro-batch, divided by the step's count.
 
-    output.logits: [rows, kept, vocabulary], the last `kept` positions; labels: [rows, tokens], -100 on what isn't learnt.
+    output.logits: [rows, kept, vocabulary], the last `kept` positions; labels: [rows, tokens], -100 on what isn't
+    learnt.
     """
     logits = output.logits[:, :-1].float()
     targets = labels[:, labels.shape[1] - logits.shape[1] :]

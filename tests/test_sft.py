@@ -1,0 +1,254 @@
+"""Cold SFT: which rows are trained on, in which order, with which loss; and that training does what it says."""
+
+import json
+import math
+import random
+
+import pytest
+import torch
+from PIL import Image
+
+from vr1lib.data import shapeworld
+from vr1lib.models.tiny import build_tiny_vlm
+from vr1lib.models.vlm import load_vlm
+from vr1lib.records import ColdRow, Problem, RequestError, write_jsonl
+from vr1lib.training.sft import RowDataset, RowOrder, assistant_loss, collate_for_loss, load_rows, train_sft
+
+SMALL = {"hidden_size": 32, "layers": 2, "heads": 2, "key_value_heads": 1, "intermediate_size": 64, "vision_depth": 1}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """An untrained tiny model's folder and eight rows, of which one has no picture."""
+    folder = tmp_path_factory.mktemp("sft")
+    rng = random.Random(0)
+    problems = shapeworld.make_problems(folder, "cold", 8, seed=0)
+    problems[3] = problems[3].model_copy(update={"images": []})
+    rows = [(problem, shapeworld.assemble(shapeworld.write_reasoning(problem, rng), "2")) for problem in problems]
+    build_tiny_vlm(folder / "tiny", 0, [response for _, response in rows], **SMALL)
+    return folder / "tiny", rows
+
+
+def train(world, tmp_path, rows=None, load=None, **settings):
+    """A short training: (model, result, logged metrics)."""
+    folder, all_rows = world
+    logged = []
+    vlm = load_vlm(folder, **(load or {}))
+    defaults = {"steps": 3, "batch_size": 4, "learning_rate": 1e-3, "warmup_ratio": 0.0, "output_dir": tmp_path}
+    result = train_sft(vlm, rows or all_rows, log=logged.append, **{**defaults, **settings})
+    return vlm, result, logged
+
+
+# ------------------------------------------------------------------------------------------------------------ the rows
+
+
+def test_row_over_the_limit_is_left_out_and_counted_never_cut(world):
+    vlm = load_vlm(world[0])
+    lengths = sorted(len(vlm.encode_row(*row)) for row in world[1])
+    dataset = RowDataset(vlm, world[1], max_tokens=lengths[5], cache_gib=1)
+    kept = sum(length <= lengths[5] for length in lengths)
+    assert len(dataset) == kept < 8
+    assert sorted(len(dataset[index]) for index in range(kept)) == lengths[:kept]
+    assert [reject.reason for reject in dataset.rejects] == ["too long"] * (8 - kept)
+    assert f"{lengths[-1]} tokens > max_tokens {lengths[5]}" in [reject.detail for reject in dataset.rejects]
+
+
+def test_rows_out_of_the_cache_have_the_same_lengths_and_contents(world):
+    vlm = load_vlm(world[0])
+    kept, anew = (RowDataset(vlm, world[1], max_tokens=4096, cache_gib=gib) for gib in (1, 0))
+    assert kept.lengths == anew.lengths == [len(row) for row in kept]
+    assert len(kept.cache) == 8
+    assert not anew.cache
+    assert all(torch.equal(kept[index].labels, anew[index].labels) for index in range(8))
+    assert torch.equal(kept[0].pixel_values, anew[0].pixel_values)
+
+
+def test_cache_stops_at_its_size(world):
+    vlm = load_vlm(world[0])
+    row_bytes = vlm.encode_row(*world[1][0]).pixel_values.nbytes
+    dataset = RowDataset(vlm, world[1], max_tokens=4096, cache_gib=2.5 * row_bytes / 2**30)
+    assert 1 <= len(dataset.cache) <= 3
+
+
+def test_broken_picture_is_counted_whether_found_early_or_late(world, tmp_path):
+    vlm = load_vlm(world[0])
+    problem, response = world[1][0]
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"not a picture")
+    rows = [(problem.model_copy(update={"id": "broken", "images": [str(broken)]}), response), world[1][1]]
+    dataset = RowDataset(vlm, rows, max_tokens=4096, cache_gib=1)
+    assert [(reject.id, reject.reason) for reject in dataset.rejects] == [("broken", "picture unreadable")]
+
+    Image.new("RGB", (56, 56)).save(broken)
+    dataset = RowDataset(vlm, rows, max_tokens=4096, cache_gib=0)
+    broken.write_bytes(b"spoilt after the lengths were taken")
+    assert dataset[0].problem_id == dataset[1].problem_id == world[1][1][0].id
+    assert dataset[0].problem_id != "broken"
+    assert [reject.id for reject in dataset.rejects] == ["broken"]
+
+
+def test_no_row_left_is_one_line_with_reasons(world):
+    with pytest.raises(RequestError, match="no row to train on: 8 given, left out: 8 × too long"):
+        RowDataset(load_vlm(world[0]), world[1], max_tokens=5, cache_gib=1)
+
+
+def test_order_visits_every_row_once_an_epoch_and_changes_with_epoch_and_seed():
+    for bucketed in (True, False):
+        order = RowOrder(list(range(103)), batch_size=10, seed=1, bucketed=bucketed)
+        first, again = list(order), list(order)
+        order.set_epoch(1)
+        second = list(order)
+        assert sorted(first) == sorted(second) == list(range(103))
+        assert first == again != second
+        assert first != list(RowOrder(list(range(103)), batch_size=10, seed=2, bucketed=bucketed))
+
+
+def test_bucketed_batches_hold_rows_of_like_length():
+    lengths = [10 + (index * 7919) % 490 for index in range(400)]
+
+    def padded_places(bucketed: bool) -> int:
+        order = [lengths[index] for index in RowOrder(lengths, batch_size=20, seed=0, bucketed=bucketed)]
+        return sum(20 * max(order[at : at + 20]) for at in range(0, 400, 20))
+
+    assert padded_places(bucketed=True) < 1.1 * sum(lengths) < 1.5 * sum(lengths) < padded_places(bucketed=False)
+
+
+def test_rows_come_from_cold_rows_or_from_a_named_source(world, tmp_path):
+    problem = world[1][0][0]
+    spoken = {"pseudo_cot": "p", "description": "d", "reasoning": "r", "response": "<think> r"}
+    cold = ColdRow(**problem.model_dump(), **spoken, calls=[])
+    file = tmp_path / "cold.jsonl"
+    picture = tmp_path / "picture.png"
+    Image.open(problem.images[0]).save(picture)
+    write_jsonl(file, [cold.model_copy(update={"id": str(n), "images": [str(picture)]}) for n in range(3)])
+    rows, rejects = load_rows(file, limit=2)
+    assert [(row.id, response) for row, response in rows] == [("0", "<think> r"), ("1", "<think> r")]
+    assert rejects == []
+
+    (tmp_path / "wemath").mkdir()
+    picture.rename(tmp_path / "wemath" / "a.png")
+    row = {
+        "ID": "7",
+        "key": "one",
+        "question": "How many?",
+        "option": "A. 1;B. 2",
+        "answer": "B",
+        "image_path": "a.png",
+    }
+    row["knowledge concept"] = "counting"
+    missing = {**row, "ID": "8", "image_path": "missing.png"}
+    (tmp_path / "wemath" / "testmini.json").write_text(json.dumps([row, missing]))
+    rows, rejects = load_rows("wemath", data_root=tmp_path)
+    assert [response for _, response in rows] == ["<answer> Final Answer:B </answer>"]
+    assert [reject.reason for reject in rejects] == ["picture missing"]
+
+
+# ------------------------------------------------------------------------------------------------------------ the loss
+
+
+def test_loss_is_the_mean_over_the_step_of_answer_tokens_by_hand():
+    # the last 3 of 4 positions are kept; two of the next tokens are learnt: −log 3/4 and −log 1/4, of 4 in the step
+    class Output:
+        logits = torch.tensor([[[0.0, math.log(3)], [0.0, math.log(3)], [9.0, 9.0]]])
+
+    loss = assistant_loss(Output, torch.tensor([[-100, -100, 1, 0]]), num_items_in_batch=4)
+    assert loss.item() == pytest.approx((math.log(4 / 3) + math.log(4)) / 4)
+
+
+def test_loss_equals_the_models_own_on_all_positions(world):
+    vlm = load_vlm(world[0])
+    batch = collate_for_loss([vlm.encode_row(*row) for row in world[1]], vlm.pad_token_id)
+    kept, labels = batch.pop("logits_to_keep"), batch.pop("labels")
+    with torch.no_grad():
+        own = vlm.model(**batch, labels=labels).loss
+        output = vlm.model(**batch, logits_to_keep=kept)
+    assert output.logits.shape[1] == kept < labels.shape[1] - 10
+    loss = assistant_loss(output, labels, (labels != -100).sum())
+    assert loss.item() == pytest.approx(own.item(), rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+def test_training_lowers_the_loss_and_logs_every_step(world, tmp_path):
+    vlm, result, logged = train(world, tmp_path, steps=30, batch_size=8, learning_rate=1e-2, warmup_ratio=0.1)
+    assert [metrics["step"] for metrics in logged] == list(range(1, 31))
+    assert logged[0]["loss"] > 5
+    assert result.loss < 3.5
+    assert result.loss == pytest.approx(sum(metrics["loss"] for metrics in logged[-3:]) / 3)
+    assert (result.steps, result.rows, result.epochs) == (30, 8, 30.0)
+    # 3 warm-up steps from 0, then half a cosine: the rate before step k is 1e-2 · (1 + cos(π (k − 3) / 27)) / 2
+    rates = [metrics["learning_rate"] for metrics in logged]
+    assert rates[:4] == pytest.approx([0.0, 1e-2 / 3, 2e-2 / 3, 1e-2])
+    assert rates[12] == pytest.approx(1e-2 * (1 + math.cos(math.pi * 9 / 27)) / 2)
+    answers = [len(vlm.encode_row(*row).labels[vlm.encode_row(*row).labels != -100]) for row in world[1]]
+    assert logged[0]["length/mean"] == pytest.approx(sum(answers) / 8)
+    assert not vlm.model.training
+
+
+def test_same_seed_same_weights_and_another_seed_others(world, tmp_path):
+    runs = [train(world, tmp_path, seed=seed) for seed in (0, 0, 1)]
+    weights = [torch.cat([value.flatten() for value in vlm.model.state_dict().values()]) for vlm, _, _ in runs]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert [m["loss"] for m in runs[0][2]] == [m["loss"] for m in runs[1][2]]
+
+
+def test_micro_batches_change_nothing_but_memory(world, tmp_path):
+    whole, parts = (train(world, tmp_path, batch_size=8, micro_batch_size=size) for size in (None, 2))
+    for key in ("loss", "grad_norm", "length/mean"):
+        assert [m[key] for m in parts[2]] == pytest.approx([m[key] for m in whole[2]], rel=1e-4)
+
+
+def test_batch_that_does_not_divide_is_refused(world, tmp_path):
+    with pytest.raises(RequestError, match="batch_size = 8 is no multiple of micro_batch_size = 3"):
+        train(world, tmp_path, batch_size=8, micro_batch_size=3)
+
+
+def test_epochs_count_steps_and_the_last_batch_may_be_smaller(world, tmp_path):
+    _, result, logged = train(world, tmp_path, steps=None, epochs=2, batch_size=3)
+    assert result.steps == 6  # two epochs of 3 + 3 + 2 rows
+    assert [m["epoch"] for m in logged] == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2])
+
+
+def changed_names(world, vlm) -> set[str]:
+    before = dict(load_vlm(world[0]).model.named_parameters())
+    return {name for name, value in vlm.model.named_parameters() if not torch.equal(value, before[name])}
+
+
+def test_vision_tower_moves_only_when_asked(world, tmp_path):
+    frozen = changed_names(world, train(world, tmp_path)[0])
+    free = changed_names(world, train(world, tmp_path, load={"train_vision": True})[0])
+    assert frozen
+    assert not any("visual" in name for name in frozen)
+    assert any("visual" in name for name in free)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_adapter_methods_train_the_adapter_alone(world, tmp_path, method):
+    vlm = load_vlm(world[0], method=method, lora_rank=4)
+    before = {name: value.clone() for name, value in vlm.model.named_parameters()}
+    logged = []
+    train_sft(vlm, world[1], log=logged.append, output_dir=tmp_path, steps=2, batch_size=4, warmup_ratio=0.0)
+    changed = {name for name, value in vlm.model.named_parameters() if not torch.equal(value, before[name])}
+    assert changed
+    assert all("lora_" in name for name in changed)
+    assert all(math.isfinite(metrics["loss"]) for metrics in logged)
+
+
+def test_gradient_checkpointing_gives_the_same_losses(world, tmp_path):
+    plain, saving = (train(world, tmp_path, load={"gradient_checkpointing": flag})[2] for flag in (False, True))
+    assert [m["loss"] for m in saving] == pytest.approx([m["loss"] for m in plain], rel=1e-5)
+
+
+def test_trained_model_generates_with_its_cache(world, tmp_path):
+    config = train(world, tmp_path)[0].model.config
+    assert config.use_cache
+    assert config.text_config.use_cache
+
+
+def test_problem_without_pictures_trains_alone(world, tmp_path):
+    rows = [(Problem(id="t", images=[], question="1 + 1?", answer="2", source="s", split="cold"), "2")]
+    _, result, logged = train(world, tmp_path, rows=rows, steps=2, batch_size=1)
+    assert result.rows == 1
+    assert logged[1]["loss"] < logged[0]["loss"]
