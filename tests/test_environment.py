@@ -96,15 +96,6 @@ def test_conda_way_in_leaves_python_packages_to_pyproject():
     assert not names & {canonicalize_name(re.split(r"[<>=]", part)[0]) for part in system}
 
 
-def test_data_files_travel_with_the_package():
-    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"][
-        "package-data"
-    ]
-    carried = {path for pattern in patterns["vr1lib"] for path in (ROOT / "vr1lib").glob(pattern)}
-    files = {path for path in (ROOT / "vr1lib").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-    assert files - carried == {path for path in files if path.suffix == ".py"}
-
-
 def test_make_demo_runs_the_whole_chain_in_order():
     done = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True)
     lines = [line for line in done.stdout.replace("\\\n", " ").splitlines() if "/vr1 run" in line]
