@@ -19,7 +19,8 @@ from vr1lib import expressions, units
 from vr1lib.expressions import Node, Unreadable
 from vr1lib.units import Unit
 
-MAX_ANSWER = 4000  # characters; a longer answer is right only if it is the gold itself
+MAX_ANSWER = 2000  # characters; a longer answer is right only if it is the gold itself
+MAX_BRACES = 200  # and so is one with more braces
 MAX_EXTRACTED = 200
 MAX_PARTS = 40  # of a list, and bracketed levels in it
 
@@ -48,7 +49,10 @@ class Collection(NamedTuple):
 
 
 class Ratio(NamedTuple):
+    """`clock`: it may also be a time of day (4:30)."""
+
     parts: tuple[Quantity, ...]
+    clock: bool
 
 
 class Union(NamedTuple):
@@ -101,6 +105,7 @@ _TEXT_COMMANDS = frozenset(
 _COMMAND = re.compile(r"\\([a-zA-Z]+)\*?|\\(.)|([{}])", re.DOTALL)
 _DELIMITERS = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?|middle)(?![a-zA-Z])\.?|\\[()\[\]!]|\\(?:hline|displaystyle)\b")
 _BLANKS = re.compile(r"\\(?:[,;:> ]|quad\b|qquad\b|enspace\b|\\)|~")
+_STRAY_END = re.compile(r"(?:\s*\\\\|\s+\\\$|\\)\s*$|(?:\s*\\\\)(?=\$$)")
 _PHANTOM = re.compile(r"\\(?:phantom|hspace|rule)\*?\{(?:[^{}]|\{[^{}]*\}){0,80}\}(?:\{[^{}]{0,20}\})?")
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,]|\.\d*,)")
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.,/])(?<![\d.,/] )[1-9]\d{0,2}(?: \d{3})+(?![\d/]| \d| ?/| ?\\frac)")
@@ -116,6 +121,7 @@ _RELATIONS = {r"\leqslant": "<=", r"\leq": "<=", r"\le": "<=", r"\geqslant": ">=
               r"\lt": "<", r"\gt": ">", r"\neq": "!=", r"\ne": "!=", r"\approx": "=", r"\in": "in"}  # fmt: skip
 _CUP = re.compile(r"\\cup(?![a-zA-Z])")
 _COLON = re.compile(r":")
+_CLOCK = re.compile(r"[012]?\d\s*:\s*[0-5]\d")
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![a-zA-Z])")
 _NAME_WRAPPERS = re.compile(r"\\(?:angle|measuredangle|triangle|overline|overrightarrow|vec|hat|bar)(?![a-zA-Z])|[{}\s]")
 _NAME = re.compile(r"(?:\\?[A-Za-z]+'*\d{0,3}(?:_(?:\\?[A-Za-z]+|\d+)+)?)(?:\([A-Za-z0-9,]{1,8}\))?")
@@ -171,10 +177,12 @@ def clean(text: str) -> str:
 
 
 def _clean(text: str) -> str:
+    text = re.sub(r"[ \t]{2,}", " ", text)
     if not text.isascii():
         text = _SUPERSCRIPT_RUN.sub(lambda run: "^{" + run[0].translate(_SUPERSCRIPTS) + "}", text)
         text = text.translate(_SIGN_TABLE)
-    text = unwrap(text).replace(r"\$", "\ue000").replace(r"\%", "%").replace(r"\&", "&")
+    text = _STRAY_END.sub("", unwrap(text))
+    text = text.replace(r"\$", "\ue000").replace(r"\%", "%").replace(r"\&", "&")
     if "$" in text:
         if text.count("$") == 1 and re.search(r"\$\s*\d|\d\s*\$$", text):
             text = text.replace("$", "\ue000")
@@ -265,7 +273,7 @@ def _read(text: str, level: int) -> Value:
     parts = _split(text, _COLON)
     if len(parts) > 1:
         quantities = [_read_quantity(part.strip()) for part in parts]
-        return Ratio(tuple(quantities))
+        return Ratio(tuple(quantities), _CLOCK.fullmatch(text) is not None)
     if _PLUS_MINUS.search(text):
         upper = _PLUS_MINUS.sub(lambda sign: "+" if sign[1] == "pm" else "-", text)
         lower = _PLUS_MINUS.sub(lambda sign: "-" if sign[1] == "pm" else "+", text)
@@ -482,6 +490,8 @@ def _same_items(predicted: Sequence[Value], gold: Sequence[Value], ordered: bool
 
 
 def _same_ratio(predicted: Value, gold: Value) -> bool:
+    if isinstance(predicted, Ratio) and isinstance(gold, Ratio) and predicted.clock and gold.clock:
+        return predicted.parts == gold.parts  # 4:30 is not 2:15
     parts, others = (list(side.parts) if isinstance(side, Ratio) else [side, _ONE] for side in (predicted, gold))
     if len(parts) != len(others):
         return False
@@ -626,6 +636,8 @@ _MARKS = re.compile(r"[{}$]")
 
 def text_key(text: str, fold: bool = True) -> str:
     """A text for comparison: no LaTeX dress, no surrounding blanks and punctuation, one blank between words, no case."""
+    if len(text) > MAX_ANSWER:
+        return text.strip()
     if "\\" in text or "{" in text or "$" in text:
         text = text.replace(r"\%", "%")
         text = _MARKS.sub("", _BLANKS.sub(" ", _DELIMITERS.sub("", unwrap(text).replace(r"\$", ""))))
@@ -653,7 +665,8 @@ def matches(predicted: str, gold: str) -> bool:
     gold_value = _gold_value(gold)
     if gold_value is None:
         return same_text(predicted, gold)
-    if text_key(predicted, fold=False) == text_key(gold, fold=False):
+    words = gold.replace(" ", "").replace(",", "").isalpha()
+    if text_key(predicted, fold=words) == text_key(gold, fold=words):
         return True
     value = read_value(predicted)
     if value is not None:
@@ -666,7 +679,7 @@ def matches(predicted: str, gold: str) -> bool:
 def _gold_value(gold: str) -> Value | None:
     """The gold's value; None for words and names, which are texts."""
     key = text_key(gold)
-    if re.fullmatch(r"[^\W\d_]+\d{0,3}", key) and "\\" not in gold and not re.fullmatch(r"π|pi|\d.*", key):
+    if re.fullmatch(r"[^\W\d_]+\d{0,3}", key) and "\\" not in gold and key not in ("π", "pi"):
         return None
     return read_value(gold)
 
@@ -684,11 +697,12 @@ def _algebra_matches(predicted: str, gold: str) -> bool:
 
 _LETTER = re.compile(r"(?:(?:option|choice|answer)\b\s*:?\s*)?[(\[]?\s*([A-Ja-j])\s*[)\]]?[.:,;]*", re.IGNORECASE)
 _LETTER_AND_TEXT = re.compile(
-    r"(?:(?:option|choice|answer)\b\s*:?\s*)?(?:[(\[]\s*([A-Ja-j])\s*[)\]][.:]?|([A-Ja-j])\s?[).:](?![a-z\d]\.))\s*(\S.*)",
+    r"(?:(?:option|choice|answer)\b\s*:?\s*)?"
+    r"(?:\{?[(\[]\s*\{?([A-Ja-j])\}?\s*[)\]]\}?[.:]?|\{?([A-Ja-j])\}?\s?[).:](?![a-z\d]\.))\s*(\S.*)",
     re.DOTALL | re.IGNORECASE,
 )
-_LETTER_BLANK_TEXT = re.compile(r"(?:option\s+)?([A-J])\s+(?:\((.+)\)|(.+))", re.DOTALL)
-_TEXT_AND_LETTER = re.compile(r"(.*\S)\s*\(([A-J])\)", re.DOTALL)
+_LETTER_BLANK_TEXT = re.compile(r"(?:option\s+)?([A-J])\s+(\S.*)", re.DOTALL)
+_TEXT_AND_LETTER = re.compile(r"(\S.*\S|\S)\s*\(([A-J])\)", re.DOTALL)
 _ANOTHER_LABEL = re.compile(r"[(\[]([A-J])[)\]]|(?:^|[\s,;])([A-J])[).:]|\b(?:or|and)\s+([A-J])\b")
 _LISTED = re.compile(r"[,;\n&/]|\b(?:and|or)\b", re.IGNORECASE)
 
@@ -696,102 +710,113 @@ _TWO = -1  # what names two different options
 
 
 class Options(NamedTuple):
-    """The choices of a question; `texts` is None where they only repeat their own labels (options are pictures)."""
+    """The choices of a question. `pictures`: the texts say nothing (they repeat the labels, the options are pictures),
+    so a text beside a letter cannot contradict it; without choices any letter may come, and any text beside it."""
 
     count: int
-    texts: tuple[str, ...] | None
+    texts: tuple[str, ...]
     keys: tuple[str, ...]
+    pictures: bool
 
 
-@lru_cache(maxsize=4096)
-def read_options(choices: tuple[str, ...] | None) -> Options:
+def read_options(choices: tuple[str, ...]) -> Options:
     if not choices:
-        return Options(10, None, ())
-    keys = tuple(text_key(choice) for choice in choices)
-    labels = [match[1].lower() if (match := _LETTER.fullmatch(plain(choice))) else None for choice in choices]
-    pictures = all(label == chr(97 + place) for place, label in enumerate(labels))
+        return Options(10, (), (), True)
+    labels = [_read_letter(plain(choice)) if len(choice) < 40 else None for choice in choices]
+    pictures = all(label == chr(65 + place) for place, label in enumerate(labels))
     pictures = pictures or all(re.fullmatch(r"<image\d*>", choice.strip()) for choice in choices)
-    return Options(len(choices), None if pictures else choices, keys)
+    return Options(len(choices), tuple(choice.strip() for choice in choices), tuple(map(text_key, choices)), pictures)
 
 
 def plain(text: str) -> str:
-    """A text without LaTeX's and Markdown's dress, for finding option letters."""
-    if "\\" in text or "$" in text or "{" in text:
-        text = _MARKS.sub("", _BLANKS.sub(" ", _DELIMITERS.sub("", unwrap(text))))
+    """A text without LaTeX's and Markdown's dress (braces stay), for finding option letters."""
+    if "\\" in text or "$" in text:
+        text = _BLANKS.sub(" ", _DELIMITERS.sub("", unwrap(text))).replace("$", "")
     return " ".join(text.replace("**", "").split()).strip("\"'`“”‘’ ")
 
 
-def _label(letter: str, options: Options) -> int | None:
-    place = ord(letter.upper()) - ord("A")
+def _read_letter(text: str) -> str | None:
+    """The letter a plain text consists of: C, (C), c., {C}, Option C."""
+    match = _LETTER.fullmatch(text.replace("{", "").replace("}", "")) if len(text) < 40 else None
+    return match[1].upper() if match else None
+
+
+def _place(letter: str | None, options: Options) -> int | None:
+    place = ord(letter.upper()) - ord("A") if letter else options.count
     return place if place < options.count else None
+
+
+def labelled_option(text: str, options: Options) -> int | None:
+    """The place of the option that a plain text names by its letter, alone or with a text beside it.
+
+    _TWO if the text beside it is not that option's own; None if no letter names an option.
+    """
+    if len(text) > 1 and options.texts.count(text) == 1:  # an option's whole text, whatever it begins with
+        return None
+    place = _place(_read_letter(text), options)
+    if place is not None:
+        return place
+    if text_key(text) in options.keys:
+        return None
+    match = _LETTER_AND_TEXT.fullmatch(text)
+    if match:
+        place = _place(match[1] or match[2], options)
+        if place is None or _goes_with(match[3], place, options):
+            return place
+        return _TWO
+    for pattern, letter, rest in ((_LETTER_BLANK_TEXT, 1, 2), (_TEXT_AND_LETTER, 2, 1)):
+        match = pattern.fullmatch(text)
+        place = _place(match[letter], options) if match else None
+        if match and place is not None and not options.pictures and _goes_with(match[rest], place, options):
+            return place
+    return None
+
+
+def _goes_with(text: str, place: int, options: Options) -> bool:
+    """Whether a text beside an option's letter is that option's own, or (options are pictures) names no other."""
+    key = text_key(text)
+    if key in options.keys:
+        return options.keys[place] == key
+    if options.pictures:
+        letter = chr(65 + place)
+        others = {label for labels in _ANOTHER_LABEL.findall(text) for label in labels if label and label != letter}
+        return not others and _read_letter(text) in (None, letter)
+    if matches(text, options.texts[place]):
+        return True
+    bracketed = re.fullmatch(r"\((.+)\)", text, re.DOTALL)
+    return bracketed is not None and matches(bracketed[1], options.texts[place])
 
 
 def named_option(prediction: str, options: Options) -> int | None:
     """The place of the one option an answer names by letter, whole text or value; _TWO if it contradicts itself."""
     text = plain(prediction)
-    match = _LETTER.fullmatch(text)
-    verbatim = [place for place, choice in enumerate(options.texts or ()) if choice.strip() == text and len(text) > 1]
-    if len(verbatim) == 1:
-        return verbatim[0]
-    if match and (place := _label(match[1], options)) is not None:
-        return place
+    place = labelled_option(text, options)
+    if place is None:
+        place = _option_by_text(prediction, options)
+    return place if place is not None else _option_named_twice(text, options)
+
+
+def _option_by_text(prediction: str, options: Options) -> int | None:
+    """The one option whose whole text the answer is, else the one whose value it equals."""
     key = text_key(prediction)
-    same = [place for place, other in enumerate(options.keys) if other == key] if options.texts else []
-    if len(same) == 1:
-        return same[0]
-    if len(same) > 1:
+    if key in options.keys:
+        return options.keys.index(key) if options.keys.count(key) == 1 else None
+    if options.pictures:
         return None
-    place = _letter_with_text(text, options)
-    if place is not None:
-        return place
-    if options.texts:
-        equal = [place for place, choice in enumerate(options.texts) if matches(prediction, choice)]
-        if len(equal) == 1:
-            return equal[0]
-    return _option_named_twice(text, options)
-
-
-def _letter_with_text(text: str, options: Options) -> int | None:
-    """`(C) 2π`: the letter's option if the text beside it is that option's own, _TWO if it is not."""
-    match = _LETTER_AND_TEXT.fullmatch(text)
-    if match:
-        place, rest = _label(match[1] or match[2], options), match[3]
-        if place is None:
-            return None
-        if options.texts:
-            return place if _is_option_text(rest, place, options) else _TWO
-        letter = chr(65 + place)
-        others = {label for labels in _ANOTHER_LABEL.findall(rest) for label in labels if label and label != letter}
-        bare = _LETTER.fullmatch(rest)
-        return _TWO if others or (bare and bare[1].upper() != letter) else place
-    for pattern, letter_group, text_groups in ((_LETTER_BLANK_TEXT, 1, (2, 3)), (_TEXT_AND_LETTER, 2, (1,))):
-        match = pattern.fullmatch(text)
-        if match and options.texts and (place := _label(match[letter_group], options)) is not None:
-            rest = next(match[group] for group in text_groups if match[group])
-            if _is_option_text(rest, place, options):
-                return place
-    return None
-
-
-def _is_option_text(text: str, place: int, options: Options) -> bool:
-    assert options.texts is not None
-    if text_key(text) == options.keys[place] or matches(text, options.texts[place]):
-        return True
-    bracketed = re.fullmatch(r"\((.+)\)", text)
-    return bracketed is not None and matches(bracketed[1], options.texts[place])
+    equal = [place for place, choice in enumerate(options.texts) if matches(prediction, choice)]
+    return equal[0] if len(equal) == 1 else None
 
 
 def _option_named_twice(text: str, options: Options) -> int | None:
+    """`A or B`, `A, Monday`: the option that all parts of a list name, _TWO if they name different ones."""
     parts = [part.strip() for part in _LISTED.split(text) if part.strip()]
     if not 2 <= len(parts) <= MAX_PARTS:
         return None
     places = set()
     for part in parts:
-        match = _LETTER.fullmatch(part)
-        place = _label(match[1], options) if match else None
-        if place is None and options.texts:
-            same = [place for place, choice in enumerate(options.texts) if matches(part, choice)]
-            place = same[0] if len(same) == 1 else None
+        place = labelled_option(part, options)
+        if place is None:
+            place = _option_by_text(part, options)
         if place is None:
             return None
         places.add(place)
@@ -802,10 +827,11 @@ def _option_named_twice(text: str, options: Options) -> int | None:
 
 _PREFIX = re.compile(r"\s*(?:\*\*)?\s*(?:final answer\s*:|the (?:final )?answer is\s*:?|answer\s*:)\s*(?:\*\*)?\s*", re.IGNORECASE)
 _GOLD_LETTER = re.compile(r"[A-J]")
+_BARE_LETTER = re.compile(r"[A-Ja-j]")
 
 
 class Gold(NamedTuple):
-    """What the gold answer is: an option's place (`option`), or a text with, if it is one, a plain number's value."""
+    """What the gold answer is: an option's place, or a text with, if it is a plain number, its value."""
 
     text: str
     option: int | None
@@ -814,13 +840,10 @@ class Gold(NamedTuple):
 
 
 @lru_cache(maxsize=8192)
-def _read_gold(answer: str, choices: tuple[str, ...] | None) -> Gold:
+def _read_gold(answer: str, choices: tuple[str, ...]) -> Gold:
     text = answer.strip()
     options = read_options(choices)
-    option = None
-    if _GOLD_LETTER.fullmatch(text):
-        place = ord(text) - ord("A")
-        option = place if place < options.count else None
+    option = _place(text, options) if _GOLD_LETTER.fullmatch(text) else None
     return Gold(text, option, options, Fraction(text) if _PLAIN_NUMBER.fullmatch(text) else None)
 
 
@@ -832,17 +855,19 @@ def grade_answer(prediction: str, answer: str, choices: Sequence[str] | None = N
     text = prediction.strip()
     while match := _PREFIX.match(text):
         text = text[match.end() :].strip()
-    gold = _read_gold(answer, tuple(choices) if choices else None)
+    options = tuple(choices) if choices else ()
+    small = len(answer) + sum(map(len, options)) <= MAX_ANSWER
+    gold = _read_gold(answer, options) if small else _read_gold.__wrapped__(answer, options)
     if not text:
         return AnswerGrade(False, None, "nothing after the prefix")
     extracted = text if len(text) <= MAX_EXTRACTED else text[: MAX_EXTRACTED - 1] + "…"
-    if len(text) > MAX_ANSWER:
+    if len(text) > MAX_ANSWER or text.count("{") > MAX_BRACES:
         return AnswerGrade(text == gold.text, extracted, "same text" if text == gold.text else "too long")
     if gold.option is not None:
         return _grade_option(text, extracted, gold)
     if text == gold.text:
         return AnswerGrade(True, extracted, "same text")
-    if gold.number is not None and gold.options.texts is None and _PLAIN_NUMBER.fullmatch(text):
+    if gold.number is not None and _PLAIN_NUMBER.fullmatch(text):
         ok = Fraction(text) == gold.number
         return AnswerGrade(ok, extracted, f"number: {extracted} {'=' if ok else '≠'} {gold.text}")
     return _grade_value(text, extracted, gold)
@@ -850,9 +875,9 @@ def grade_answer(prediction: str, answer: str, choices: Sequence[str] | None = N
 
 def _grade_option(text: str, extracted: str, gold: Gold) -> AnswerGrade:
     letter = chr(65 + gold.option)
-    if len(text) == 1 and text.upper() in "ABCDEFGHIJ"[: gold.options.count]:
-        return AnswerGrade(text.upper() == letter, text.upper(), f"option {text.upper()}, gold {letter}")
-    place = named_option(text, gold.options)
+    place = _place(text, gold.options) if _BARE_LETTER.fullmatch(text) else None
+    if place is None:
+        place = named_option(text, gold.options)
     if place is None:
         return AnswerGrade(False, extracted, f"names no option, gold {letter}")
     if place == _TWO:
@@ -863,26 +888,16 @@ def _grade_option(text: str, extracted: str, gold: Gold) -> AnswerGrade:
 
 def _grade_value(text: str, extracted: str, gold: Gold) -> AnswerGrade:
     options = gold.options
-    if options.texts is not None:
-        place = _labelled(text, options)
+    if options.texts:
+        place = labelled_option(plain(text), options)
         if place == _TWO:
             return AnswerGrade(False, extracted, "two answers")
         if place is not None:
-            golds = [place for place, choice in enumerate(options.texts) if text_key(choice) == text_key(gold.text)]
-            golds = golds or [place for place, choice in enumerate(options.texts) if matches(choice, gold.text)]
+            key = text_key(gold.text)
+            golds = [other for other, choice in enumerate(options.keys) if choice == key]
+            golds = golds or [other for other, choice in enumerate(options.texts) if matches(choice, gold.text)]
             named = chr(65 + place)
             return AnswerGrade(golds == [place], named, f"option {named} is {options.texts[place][:60]}")
     if matches(text, gold.text):
         return AnswerGrade(True, extracted, "equal")
     return AnswerGrade(False, extracted, f"not {gold.text[:60]}")
-
-
-def _labelled(text: str, options: Options) -> int | None:
-    """The option an answer names by its letter, alone or with text beside it."""
-    text = plain(text)
-    if any(choice.strip() == text for choice in options.texts or ()) and len(text) > 1:
-        return None
-    match = _LETTER.fullmatch(text)
-    if match:
-        return _label(match[1], options)
-    return _letter_with_text(text, options)

@@ -247,7 +247,7 @@ class _Parser:
             return ("infinity",)
         if word in _GREEK:
             return self.variable(word)
-        if len(word) > 3:
+        if len(word) > 3 or not (word.islower() or word.isupper() or len(word) == 1 or word[1:].isupper()):
             raise Unreadable(f"a word: {word}")
         letters = [("e",) if letter == "e" else ("variable", letter) for letter in word[:-1]]
         last = self.variable(word[-1])

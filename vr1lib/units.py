@@ -129,8 +129,9 @@ def _read_known(text: str) -> Unit | None:
     text = re.sub(r"\s*(?:/|\bper\b)\s*", " / ", text)
     text = re.sub(r"(?:°|\bdegrees?|\bdeg) ?(?:C\b|Celsius\b|celsius\b)", "°C", text)
     text = re.sub(r"(?:°|\bdegrees?|\bdeg) ?(?:F\b|Fahrenheit\b|fahrenheit\b)", "°F", text)
-    text = re.sub(r"\b(?:sq|square)\.? ?(?=[^\W\d_])", "square ", text)
-    text = re.sub(r"\b(?:cu|cubic)\.? ?(?=[^\W\d_])", "cubic ", text)
+    text = re.sub(r"\b(square|cubic)(?=(?:inch|feet|foot|met|cent|unit|mile|yard))", r"\1 ", text)
+    text = re.sub(r"\b(?:square|sq)\b\.? ?(?=[^\W\d_])", "square ", text)
+    text = re.sub(r"\b(?:cubic|cu)\b\.? ?(?=[^\W\d_])", "cubic ", text)
     text = re.sub(r" (squared|cubed)\b", lambda match: "^2" if match[1] == "squared" else "^3", text)
     if text in _NAMES:
         return _NAMES[text]
