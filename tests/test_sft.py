@@ -175,7 +175,8 @@ def test_training_lowers_the_loss_and_logs_every_step(world, tmp_path):
     assert [metrics["step"] for metrics in logged] == list(range(1, 31))
     assert logged[0]["loss"] > 5
     assert result.loss < 3.5
-    assert result.loss == pytest.approx(sum(metrics["loss"] for metrics in logged[-3:]) / 3)
+    assert result.losses == [metrics["loss"] for metrics in logged]
+    assert result.loss == pytest.approx(sum(result.losses[-3:]) / 3)
     assert (result.steps, result.rows, result.epochs) == (30, 8, 30.0)
     # 3 warm-up steps from 0, then half a cosine: the rate before step k is 1e-2 · (1 + cos(π (k − 3) / 27)) / 2
     rates = [metrics["learning_rate"] for metrics in logged]
@@ -184,6 +185,14 @@ def test_training_lowers_the_loss_and_logs_every_step(world, tmp_path):
     answers = [len(vlm.encode_row(*row).labels[vlm.encode_row(*row).labels != -100]) for row in world[1]]
     assert logged[0]["length/mean"] == pytest.approx(sum(answers) / 8)
     assert not vlm.model.training
+
+
+def test_muon_learns_too_and_its_rate_follows_the_schedule(world, tmp_path):
+    muon = {"optimizer": "muon", "learning_rate": 3e-3, "steps": 20, "batch_size": 8}
+    _, result, logged = train(world, tmp_path, load={"train_vision": True}, **muon)
+    assert result.loss < 3.5
+    # the matrices' rate is five times the given one: half of it after half of the cosine
+    assert [logged[step]["learning_rate"] for step in (0, 10)] == pytest.approx([15e-3, 7.5e-3])
 
 
 def test_same_seed_same_weights_and_another_seed_others(world, tmp_path):

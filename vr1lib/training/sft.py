@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import torch
@@ -30,18 +31,20 @@ from vr1lib.data import sources
 from vr1lib.data.sources import Reject
 from vr1lib.models.vlm import IGNORED_LABEL, EncodedRow, Vlm, collate_rows
 from vr1lib.records import ColdRow, Problem, RequestError, read_jsonl
+from vr1lib.training.optimizers import MuonWithAdamW
 
 POOL_BATCHES = 50  # rows are sorted by length within so many batches: enough to find like rows, few enough to mix
 
 
 @dataclass
 class SftResult:
-    """What a training did. `loss` is the mean of the last tenth of the steps, nats a token."""
+    """What a training did. `loss` is the mean of the last tenth of the steps' `losses`, nats an answer token."""
 
     steps: int = 0
     epochs: float = 0.0
     rows: int = 0
     loss: float = float("nan")
+    losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     rejects: list[Reject] = field(default_factory=list)
 
@@ -72,6 +75,7 @@ def train_sft(
     steps: int | None = None,
     batch_size: int = 32,
     micro_batch_size: int | None = None,
+    optimizer: Literal["adamw", "muon"] = "adamw",
     learning_rate: float = 5e-6,
     warmup_ratio: float = 0.05,
     weight_decay: float = 0.0,
@@ -128,6 +132,7 @@ def train_sft(
         train_dataset=dataset,
         data_collator=lambda batch: collate_for_loss(batch, vlm.pad_token_id),
         compute_loss_func=assistant_loss,
+        optimizers=(MuonWithAdamW(vlm.model, learning_rate, weight_decay) if optimizer == "muon" else None, None),
     )
     trainer.row_order = order
     trainer.remove_callback(PrinterCallback)
@@ -142,6 +147,7 @@ def train_sft(
         epochs=float(trainer.state.epoch or 0.0),
         rows=len(dataset),
         loss=sum(tail) / len(tail),
+        losses=losses,
         seconds=time.perf_counter() - reporter.started,
         rejects=dataset.rejects,
     )
