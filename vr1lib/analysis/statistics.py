@@ -121,8 +121,8 @@ def stratified_difference(
 ) -> Interval:
     """Mean of `second - first` within strata, so that what differs between strata cannot pass for the difference.
 
-    Strata count by n1·n2/(n1 + n2) (Mantel-Haenszel); each side of each is resampled by itself. Raises ValueError without
-    strata or with an empty side.
+    Strata count by n1·n2/(n1 + n2) (Mantel-Haenszel); each side of each is resampled by itself. Raises ValueError
+    without strata or with an empty side.
     """
     pairs = [tuple(np.asarray(list(values), dtype=float) for values in stratum) for stratum in strata]
     if not pairs or any(array.size == 0 for pair in pairs for array in pair):
