@@ -116,21 +116,38 @@ class ColdSftParameters(Parameters):
     lora_alpha: int = Field(64, ge=1, description="Scale of the adapter; EasyR1's, our choice.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input; our choice.")
     train_vision: bool = Field(False, description="Train the vision tower too (the authors' framework froze it).")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Number type of the weights (authors: bf16).")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Number type of the computation; under full the weights stay float32 (authors: bf16)."
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory; our choice.")
-    cold: str = Field(
-        "outputs/10_data_building/default/cold.jsonl", min_length=1, description="Cold-start rows, a .jsonl file."
+    min_pixels: int | None = Field(None, ge=1, description="Smallest picture area; null: as the model was trained.")
+    max_pixels: int | None = Field(
+        None, ge=1, description="Largest picture area; null: as the model was trained (authors' framework: 589824)."
+    )
+    data: str = Field(
+        "shapeworld",
+        min_length=1,
+        description="Cold-start rows: a .jsonl file, shapeworld, or a source by name, then without chain of thought.",
     )
     data_root: str | None = Field(None, description="Folder of the original data sets, for data given by source name.")
-    epochs: float = Field(2.0, gt=0, description="Passes over the rows (authors' train.yaml: 2).")
+    limit: int | None = Field(None, ge=1, description="Take at most this many rows; null for all (paper: 200K).")
+    epochs: float = Field(2.0, gt=0, description="Passes over the rows (authors: 2).")
+    steps: int | None = Field(None, ge=1, description="Optimizer steps, in place of epochs; null: epochs hold.")
     batch_size: int = Field(32, ge=1, description="Rows per optimizer step, all devices together (authors: 32).")
-    micro_batch_size: int = Field(8, ge=1, description="Rows per forward pass on one device; our choice.")
+    micro_batch_size: int = Field(8, ge=1, description="Rows per forward pass on one device (authors: 1).")
+    bucket_by_length: bool = Field(True, description="Rows of like length share a batch; our choice.")
     learning_rate: float = Field(5e-6, gt=0, le=1, description="Peak learning rate, cosine (authors: 5e-6).")
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Share of the steps that warm up (authors: 0.05).")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay (authors: not set).")
+    max_gradient_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm (LLaMA-Factory's).")
     max_tokens: int = Field(
         16384, ge=1, description="Longer rows are left out and counted, never cut (authors: 16384)."
     )
+    evaluation: str | None = Field(
+        None, description="Problems (.jsonl) to answer after training: does it overthink? null for none."
+    )
+    evaluation_limit: int = Field(200, ge=1, description="At most so many of them; our choice.")
+    max_completion_tokens: int = Field(128, ge=1, description="Longest answer to them, in tokens; our choice.")
 
 
 class PtstGrpoParameters(Parameters):
