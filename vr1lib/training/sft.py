@@ -19,8 +19,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-import psutil
-import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset, Sampler
@@ -31,6 +29,7 @@ from vr1lib.data import sources
 from vr1lib.data.sources import Reject
 from vr1lib.models.vlm import IGNORED_LABEL, EncodedRow, Vlm, collate_rows
 from vr1lib.records import ColdRow, Problem, RequestError, read_jsonl
+from vr1lib.training.grpo import memory_metrics
 from vr1lib.training.optimizers import MuonWithAdamW
 
 POOL_BATCHES = 50  # rows are sorted by length within so many batches: enough to find like rows, few enough to mix
@@ -350,11 +349,3 @@ class StepReporter(TrainerCallback):
 
     def on_train_end(self, arguments, state, control, **_) -> None:
         self.bar.close()
-
-
-def memory_metrics() -> dict[str, float]:
-    """Resident memory of this process and peak GPU memory, GiB."""
-    metrics = {"memory/rss_gib": psutil.Process().memory_info().rss / 2**30}
-    if torch.cuda.is_available():
-        metrics["memory/vram_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    return metrics
