@@ -20,6 +20,8 @@ def runs(tmp_path_factory):
     for label, right, passes, overthinks in (("base", 1, 1, False), ("CI", 0.4, 6, True), ("Vision-R1", 0.9, 2, False)):
         folder = root / "40_benchmark" / label
         write_benchmark_run(folder, label, problems, right=right, passes=passes, overthinks=overthinks)
+        said = (folder / "completions.jsonl").read_text()
+        (folder / "completions.jsonl").write_text(said.replace("There are some.", f"There are {HOSTILE}"))
     write_training_run(root / "30_ptst_grpo" / "demo", [[64, 16, 20], [128, 8, 10]])
     return root
 
