@@ -24,10 +24,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vr1lib.advantage import group_advantages
+from vr1lib.answers import grade_answer
+from vr1lib.data.sources import Reject
 from vr1lib.loss import LossOutput, Normalisation, RatioLevel, grpo_loss, token_logprobs
 from vr1lib.models.rollout_local import Sampled, complete, sample, to_completion
 from vr1lib.models.vlm import EncodedPrompt, Vlm, collate_prompts
-from vr1lib.records import Graded, Problem
+from vr1lib.records import Graded, Problem, RequestError, open_image
 from vr1lib.reward import grade_completion
 from vr1lib.schedule import Schedule
 
@@ -161,6 +163,28 @@ def grade_groups(
             assert prompt.problem_id == graded.problem_id, f"prompt of {prompt.problem_id} met {graded.problem_id}"
             rollouts.append(Rollout(problem.id, prompt, sampled, graded))
     return rollouts
+
+
+def usable_problems(vlm: Vlm, problems: Sequence[Problem]) -> tuple[list[Problem], list[Reject]]:
+    """Problems that this model can be shown and whose gold our grader accepts from itself; the rest with reasons."""
+    usable, rejects = [], []
+    for problem in tqdm(problems, desc="Checking problems", unit="problem", mininterval=2):
+        reason, detail = None, ""
+        verdict = grade_answer(problem.answer, problem.answer, problem.choices)
+        if not verdict.ok:
+            reason, detail = "gold does not grade itself", f"{problem.answer!r}: {verdict.reason}"
+        else:
+            try:
+                for picture in problem.images:
+                    open_image(picture)
+                vlm.count_prompt_tokens(problem)
+            except RequestError as error:
+                reason, detail = "cannot be shown", str(error)
+        if reason:
+            rejects.append(Reject(id=problem.id, reason=reason, detail=detail, source=problem.source, step="grpo"))
+        else:
+            usable.append(problem)
+    return usable, rejects
 
 
 def shuffled_epochs(problems: Sequence[Problem], seed: int) -> Iterator[Problem]:

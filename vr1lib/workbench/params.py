@@ -65,16 +65,22 @@ class Parameters(BaseModel):
 class BaseModelParameters(Parameters):
     """00_base_model: the tiny Qwen2.5-VL that the other notebooks start from, trained on ShapeWorld."""
 
-    families: list[Text] = Field(["counting"], min_length=1, description="ShapeWorld families to train on; our choice.")
+    families: list[Text] = Field(
+        ["counting", "chart", "length", "word"], min_length=1, description="ShapeWorld families; our choice."
+    )
     grid_sizes: list[Count] = Field([2, 3], min_length=1, description="Sides of the grids, in cells; our choice.")
-    problems: int = Field(4000, ge=1, description="Training problems rendered; our choice.")
+    problems: int = Field(4000, ge=1, description="Training problems drawn; our choice.")
     held_out_problems: int = Field(200, ge=1, description="Problems the accuracy is measured on; our choice.")
-    steps: int = Field(800, ge=1, description="Optimizer steps; our choice.")
-    batch_size: int = Field(64, ge=1, description="Rows per optimizer step; our choice.")
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak learning rate of AdamW; our choice.")
+    hidden_size: int = Field(128, ge=32, le=4096, description="Width of the language model; our choice.")
+    layers: int = Field(4, ge=1, le=64, description="Layers of the language model; our choice.")
+    vocabulary_size: int = Field(768, ge=300, description="Tokens at most, special ones counted; our choice.")
+    optimizer: Literal["muon", "adamw"] = Field("muon", description="muon: for matrices, AdamW beside it; our choice.")
+    steps: int = Field(400, ge=1, description="Optimizer steps; our choice.")
+    batch_size: int = Field(32, ge=1, description="Rows per optimizer step; our choice.")
+    learning_rate: float = Field(3e-3, gt=0, le=1, description="AdamW's peak learning rate (Muon's is 5×); our choice.")
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Share of the steps that warm up (as the authors' SFT).")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay; our choice.")
-    max_completion_tokens: int = Field(128, ge=1, description="Longest answer when measuring, in tokens; our choice.")
+    weight_decay: float = Field(0.01, ge=0, description="Weight decay; our choice.")
+    max_completion_tokens: int = Field(96, ge=1, description="Longest answer when measuring, in tokens; our choice.")
 
 
 class DataBuildingParameters(Parameters):
@@ -158,36 +164,51 @@ class PtstGrpoParameters(Parameters):
     lora_rank: int = Field(64, ge=1, description="Rank of the adapter; EasyR1's, our choice.")
     lora_alpha: int = Field(64, ge=1, description="Scale of the adapter; EasyR1's, our choice.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input; our choice.")
-    train_vision: bool = Field(False, description="Train the vision tower too; our choice.")
+    train_vision: bool = Field(False, description="Train the vision tower too (EasyR1 does); our choice.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Number type of the weights; our choice.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory; our choice.")
+    min_pixels: int | None = Field(None, ge=1, description="Smallest picture area; null: as the model was trained.")
+    max_pixels: int | None = Field(None, ge=1, description="Largest picture area; null: as the model was trained.")
     problems: str = Field(
-        "outputs/10_data_building/default/rl.jsonl",
-        min_length=1,
-        description="RL problems: a .jsonl file or a source name.",
+        "shapeworld", min_length=1, description="RL problems: a .jsonl file, or a source by name (paper: 10K, 4.1)."
     )
     data_root: str | None = Field(None, description="Folder of the original data sets, for sources given by name.")
     limit: int | None = Field(None, ge=1, description="Take at most this many problems; null for all.")
     stages: list[Stage] = Field(
-        [[64, 16, 30], [128, 8, 20]],
+        [[32, 4, 4], [64, 2, 2]],
         min_length=1,
         description="PTST's stages as [max completion tokens, group size, steps] (paper: [4096, 16, 100] and so on).",
     )
-    completions_per_step: int = Field(256, ge=1, description="Completions sampled for one optimizer step; our choice.")
+    prompts_per_step: int = Field(8, ge=1, description="Problems per optimizer step (not in the paper; EasyR1: 512).")
+    updates_per_step: int = Field(1, ge=1, description="Optimizer steps that share a step's samples (EasyR1: 4).")
     reward: Literal["hard", "format_plus_result"] = Field(
         "hard", description="hard: 1 iff format and answer are right (Section 3.4); format_plus_result: Zero's 1:1."
     )
     system_prompt: Literal["none", "zero"] = Field(
         "none", description="none after the cold start (Section 3.4); zero: the DeepSeek-R1-Zero template's words."
     )
-    learning_rate: float = Field(5e-5, gt=0, le=1, description="Learning rate (not in the paper; EasyR1: 1e-6).")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay (EasyR1: 0.01); our choice.")
+    learning_rate: float = Field(1e-6, gt=0, le=1, description="Learning rate (not in the paper; EasyR1: 1e-6).")
+    warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises (EasyR1: 0).")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay (EasyR1: 0.01).")
+    max_gradient_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm (EasyR1: 1.0).")
     kl_coefficient: float = Field(0.01, ge=0, description="β, weight of the KL to the reference (Section 3.4: 1e-2).")
     clip_low: float = Field(0.2, gt=0, lt=1, description="ε of the clipped ratio below 1 (Section 3.4: 0.2).")
     clip_high: float = Field(0.2, gt=0, description="ε of the clipped ratio above 1 (Section 3.4: 0.2).")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm (EasyR1: 1.0).")
+    ratio_level: Literal["token", "sequence", "sequence_geometric"] = Field(
+        "token", description="Ratio per token (EasyR1), per sequence (Equation 1), or its geometric mean (GSPO)."
+    )
+    normalisation: Literal["token_mean", "sequence_mean", "constant"] = Field(
+        "token_mean", description="What the loss is averaged over (EasyR1: token_mean; Dr. GRPO: constant)."
+    )
+    normalise_by_std: bool = Field(True, description="Divide advantages by the group's std (Section 3.4: yes).")
     temperature: float = Field(1.0, gt=0, description="Sampling temperature of the rollouts (EasyR1: 1.0).")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus of the rollouts; 1 samples from the policy itself.")
+    micro_batch_tokens: int = Field(8192, ge=1, description="Padded tokens per forward pass of an update; our choice.")
+    evaluation: str | None = Field(
+        None, description="Held-out problems (.jsonl) for the accuracy over steps (Figure 1E); null for none."
+    )
+    evaluation_limit: int = Field(96, ge=1, description="At most so many of them; our choice.")
+    evaluate_every: int = Field(25, ge=1, description="Steps between two evaluations (Figure 1E: 25 to 50).")
 
 
 class BenchmarkParameters(Parameters):
