@@ -83,6 +83,10 @@ def test_wrong_value_inside_a_list_names_its_place(home):
     assert message.startswith("-p: stages[1][1] = 0 is not allowed")
 
 
+def test_infinity_is_no_number_for_us(home):
+    assert "kl_coefficient is a number ≥ 0" in complaint("30_ptst_grpo", overrides=[("kl_coefficient", ".inf")])
+
+
 def test_value_from_an_earlier_file_is_blamed_on_that_file(home):
     wrong, right = write(home / "wrong.yaml", "seed: x\n"), write(home / "right.yaml", "run: fine\n")
     assert complaint(files=[wrong, right]).startswith(f"{wrong}: seed")
