@@ -79,7 +79,7 @@ def test_examples_take_turns_among_the_patterns_of_who_is_right(runs):
     models = [tables.load_scored_model(label, runs / "40_benchmark" / label) for label in ("base", "CI")]
     cards = examples_html(models, 2)
     assert len(cards) == 2
-    shares = [int(re.search(r"(\d+) of 40 problems share", card).group(1)) for card in cards]
+    shares = [int(re.search(r"(\d+) of 40 problems go this way", card).group(1)) for card in cards]
     assert shares[0] >= shares[1] and sum(shares) == 40
 
 

@@ -9,6 +9,7 @@ from vr1lib.analysis.statistics import (
     length_bins,
     length_thirds,
     mcnemar_exact,
+    mean_accuracy,
     paired_difference,
     stratified_difference,
     unpaired_difference,
@@ -61,6 +62,14 @@ def test_none_right_is_not_certainty():
     assert (none.mean, none.low) == (0, 0) and none.high == pytest.approx(0.1157, abs=1e-4)
     every = accuracy_interval([1] * 30)
     assert (every.mean, every.high) == (1, 1) and every.low == pytest.approx(0.8843, abs=1e-4)
+
+
+def test_none_right_on_several_benchmarks_is_not_certainty_either():
+    # exact ends: 1 - .025 ** (1 / 30) = .1157 and 1 - .025 ** (1 / 10) = .3085
+    interval = mean_accuracy([[0] * 30, [0] * 10])
+    assert (interval.mean, interval.low, interval.n) == (0, 0, 40)
+    assert interval.high == pytest.approx((0.1157 + 0.3085) / 2, abs=1e-4)
+    assert mean_accuracy([[1, 0]]) == accuracy_interval([1, 0])
 
 
 def test_pairs_are_resampled_together():

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from vr1lib.analysis.findings import AHA_WORDS, PER, part_name, thirds_of, words_per_50
 from vr1lib.analysis.statistics import LengthBin, length_bins
-from vr1lib.analysis.tables import ScoredModel, TrainingRun, paper_role, paper_series, paper_value
+from vr1lib.analysis.tables import ScoredModel, TrainingRun, is_number, paper_role, paper_series, paper_value
 
 WIDTH = 6.0  # inches: 900 pixels at 150 per inch
 OURS = ("#a0a0a0", "#4a86b8", "#123a5e", "#c9b27c", "#5b5b5b")  # by lightness, so that grey keeps them apart
@@ -376,9 +376,11 @@ def metric_curves(metrics: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> 
         if key is None:
             axes.set_axis_off()
             continue
-        points = [(row["step"], row[key]) for row in metrics if isinstance(row.get(key), int | float)]
-        steps, values = zip(*points)
-        axes.plot(steps, values, color=TRAINING[0], marker="o" if len(points) < 15 else None, markersize=4)
+        points = [(row["step"], row[key]) for row in metrics if is_number(row.get(key))]
+        if points:
+            axes.plot(*zip(*points), color=TRAINING[0], marker="o" if len(points) < 15 else None, markersize=4)
+        else:
+            nothing(axes, "no value")
         axes.set_title(key, fontsize=10)
         axes.set_xlabel("step", fontsize=9)
         axes.tick_params(labelsize=9)

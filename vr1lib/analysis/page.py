@@ -32,6 +32,7 @@ p.lead { font-size: 1.15rem; }
 table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
 th { background: #f3f3f3; }
+td:first-child { white-space: nowrap; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); gap: 1rem; }
 figure { margin: 0; }
@@ -122,8 +123,8 @@ def png_url(content: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
-def example_html(problem: Problem, answers: Mapping[str, Graded]) -> str:
-    """One problem with its pictures and gold, and each answer folded under its verdict."""
+def example_html(problem: Problem, answers: Mapping[str, Graded], note: str = "") -> str:
+    """One problem with its pictures and gold, each answer folded under its verdict, and a note below."""
     pictures = "".join(f'<img src="{thumbnail(path)}" alt="picture of the problem">' for path in problem.images)
     choices = "".join(
         f"<br>{letter}: {escape(choice)}" for letter, choice in zip(OPTION_LETTERS, problem.choices or [])
@@ -132,7 +133,7 @@ def example_html(problem: Problem, answers: Mapping[str, Graded]) -> str:
     return (
         f'<div class="example"><div class="pictures">{pictures}</div><div class="words">'
         f"<p>{escape(problem.question)}{choices}<br><small>gold: <strong>{escape(problem.answer)}</strong> · "
-        f"<code>{escape(problem.id)}</code></small></p>{said}</div></div>"
+        f"<code>{escape(problem.id)}</code></small></p>{said}<p><small>{escape(note)}</small></p></div></div>"
     )
 
 

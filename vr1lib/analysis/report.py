@@ -4,6 +4,7 @@
 pictures, completions, lineage, parameters.
 """
 
+import hashlib
 import io
 import json
 from collections import Counter, defaultdict
@@ -154,23 +155,20 @@ def finding_html(finding: Finding) -> str:
 
 
 def examples_html(models: Sequence[ScoredModel], count: int) -> list[str]:
-    """Problems that all models answered, taken in turn from each pattern of right and wrong."""
+    """Problems that all models answered, taken in turn from each pattern of right and wrong, in the order of a hash."""
     answers = [{row.problem_id: row for row in model.graded} for model in models]
     patterns: dict[tuple[bool, ...], list[str]] = defaultdict(list)
-    for problem_id in answers[0]:
+    for problem_id in sorted(answers[0], key=lambda name: hashlib.sha256(name.encode()).digest()):
         if all(problem_id in answer for answer in answers):
             patterns[tuple(answer[problem_id].reward == 1 for answer in answers)].append(problem_id)
     queues = sorted(patterns.values(), key=len, reverse=True)
     turns = max([0, *(len(queue) for queue in queues)])
-    chosen = [queue[turn] for turn in range(turns) for queue in queues if turn < len(queue)][:count]
     cards = []
-    for problem_id in chosen:
-        said = [answer[problem_id] for answer in answers]
-        pattern = patterns[tuple(row.reward == 1 for row in said)]
-        cards.append(
-            example_html(models[0].problems[problem_id], dict(zip((model.label for model in models), said)))
-            + f"<p><small>{len(pattern)} of {sum(map(len, queues))} problems share this pattern.</small></p>"
-        )
+    for queue, turn in [(queue, turn) for turn in range(turns) for queue in queues if turn < len(queue)][:count]:
+        problem = models[0].problems[queue[turn]]
+        said = {model.label: answer[problem.id] for model, answer in zip(models, answers)}
+        note = f"{len(queue)} of {sum(map(len, queues))} problems go this way" if turn == 0 and len(models) > 1 else ""
+        cards.append(example_html(problem, said, note))
     return cards
 
 

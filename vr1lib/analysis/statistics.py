@@ -101,6 +101,17 @@ def accuracy_interval(right: Iterable[bool | float], *, seed: int = 0, resamples
     return interval
 
 
+def mean_accuracy(strata: Iterable[Iterable[bool | float]], *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+    """The plain mean of several benchmarks' shares of right answers; if none or all are right, of their exact ends."""
+    strata = [list(values) for values in strata]
+    mean = bootstrap_mean_of_strata(strata, seed=seed, resamples=resamples)
+    if mean.mean not in (0, 1):
+        return mean
+    ends = [accuracy_interval(values) for values in strata]
+    low, high = (sum(values) / len(ends) for values in zip(*((end.low, end.high) for end in ends)))
+    return Interval(mean.mean, low, high, mean.n)
+
+
 def paired_difference(
     first: Iterable[bool | float], second: Iterable[bool | float], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval:

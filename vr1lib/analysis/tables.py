@@ -23,9 +23,9 @@ import yaml
 from vr1lib.analysis.statistics import (
     Interval,
     McNemar,
-    accuracy_interval,
     bootstrap_mean_of_strata,
     mcnemar_exact,
+    mean_accuracy,
 )
 from vr1lib.records import Graded, Problem, RequestError, read_jsonl
 
@@ -70,11 +70,10 @@ class ScoredModel:
     def max_completion_tokens(self) -> int:
         return max(row["sampling"]["max_completion_tokens"] for row in self.scores["benchmarks"])
 
-    @property
+    @cached_property
     def accuracy(self) -> Interval:
         """The plain mean over benchmarks, as the paper averages (Table 4)."""
-        rewards = [[row.reward for row in rows] for rows in self.by_benchmark.values()]
-        return accuracy_interval(rewards[0]) if len(rewards) == 1 else bootstrap_mean_of_strata(rewards)
+        return mean_accuracy([row.reward for row in rows] for rows in self.by_benchmark.values())
 
     @property
     def mean_length(self) -> float:
@@ -217,12 +216,12 @@ def paper_role(label: str) -> str | None:
     return roles.get(plain) or roles.get(plain.removeprefix("vision-r1-"))
 
 
-def paper_value(label: str) -> tuple[float | None, float | None]:
+def paper_value(label: str) -> tuple[int | None, float | None]:
     """Average length in tokens and average accuracy in percent that the paper prints for the model a label means."""
     method = PAPER_METHODS.get(paper_role(label) or "")
     for row in paper_rows("paper_table4"):
         if row["method"] == method:
-            return float(row["avg_len"]), float(row["avg_acc"])
+            return int(row["avg_len"]), float(row["avg_acc"])
     for row in paper_rows("paper_table1"):
         if row["model"] == method:
             return None, float(row["avg"])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vr1lib.data import sources
-from vr1lib.data.shapeworld import make_problems
+from vr1lib.data.shapeworld import FAMILIES, make_problems
 from vr1lib.records import Problem, RequestError, write_jsonl
 
 NAME = "shapeworld"
@@ -24,7 +24,7 @@ def load(
     return sources.load(data)
 
 
-def draw(folder: str | Path, count: int, seed: int, families: Sequence[str] = ("counting",)) -> Path:
+def draw(folder: str | Path, count: int, seed: int, families: Sequence[str] = tuple(FAMILIES)) -> Path:
     """Draw `count` problems of the test split, which no training split shares, into `folder`; returns their file."""
     path = Path(folder) / "drawn.jsonl"
     write_jsonl(path, make_problems(folder, "test", count, seed, families))
