@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -14,6 +15,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from vr1lib.workbench.cli import parser
+from vr1lib.workbench.params import load_parameters
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -96,11 +100,29 @@ def test_conda_way_in_leaves_python_packages_to_pyproject():
     assert not names & {canonicalize_name(re.split(r"[<>=]", part)[0]) for part in system}
 
 
-def test_make_demo_runs_the_whole_chain_in_order():
+def demo_lines():
+    """The arguments of each `vr1 run` of `make demo`."""
     done = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True)
-    lines = [line for line in done.stdout.replace("\\\n", " ").splitlines() if "/vr1 run" in line]
-    stems = [re.search(r"vr1 run (\S+)", line)[1] for line in lines]
+    lines = done.stdout.replace("\\\n", " ").splitlines()
+    return [shlex.split(line)[1:] for line in lines if "/vr1 run" in line]
+
+
+def test_make_demo_runs_the_whole_chain_in_order():
     benchmarks = ["40_benchmark"] * 3
+    stems = [arguments[1] for arguments in demo_lines()]
     assert stems == ["00_base_model", "10_data_building", "20_cold_sft", "30_ptst_grpo", *benchmarks, "50_analysis"]
-    for line, stem in zip(lines, stems):
-        assert f"-f params/{stem}/demo.yaml" in line
+
+
+def test_make_demo_reads_only_what_it_has_made_before(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    made, labels = set(), []
+    for arguments in demo_lines():
+        options = parser().parse_args(arguments)
+        named = [("run", options.name)] if options.name else []
+        params = load_parameters(options.stem, options.files, [*options.overrides, *named])
+        read = re.findall(r"outputs/(\w+/\w+)", params.to_yaml())
+        assert set(read) <= made, f"{arguments}: {set(read) - made} is not made before"
+        assert (options.stem in ("00_base_model", "10_data_building")) or read
+        made.add(f"{options.stem}/{params.run}")
+        labels += [params.label] if options.stem == "40_benchmark" else []
+    assert labels == ["base", "CI", "Vision-R1"] and "50_analysis/demo" in made
