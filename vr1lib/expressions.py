@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 MAX_CHARACTERS = 1000
 MAX_TOKENS = 400
-MAX_DEPTH = 40
+MAX_DEPTH = 60  # of factors in factors: 30 pairs of brackets, or 60 roots of roots
 MAX_DIGITS = 400  # of one written number
 MAX_EXACT_BITS = 8000  # of a fraction's numerator or denominator; beyond it 100 digits carry on
 MAX_LOG2 = 1_000_000  # no value beyond 2^±1,000,000
@@ -115,9 +115,6 @@ class _Parser:
         return self.tokens[self.position - 1]
 
     def sum(self) -> Node:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise Unreadable("nested too deeply")
         operands = [self.product()]
         while self.peek("+", "-"):
             negative = self.next().text == "-"
@@ -126,7 +123,6 @@ class _Parser:
         if self.peek("choose"):
             self.next()
             operands = [("binomial", _sum(operands), self.product())]
-        self.depth -= 1
         return _sum(operands)
 
     def product(self) -> Node:
@@ -139,8 +135,8 @@ class _Parser:
             elif token.text in ("/", "div"):
                 self.position += 1
                 operands.append(("inverse", self.signed()))
-            elif token.kind == "number" and self.tokens[self.position - 1].kind == "number":
-                raise Unreadable("two numbers side by side")
+            elif token.kind == "number" and self.tokens[self.position - 1].kind in ("number", "word"):
+                raise Unreadable("a number behind a number or a word")
             elif self.starts_operand(token):
                 operands.append(self.power())
             else:
@@ -163,10 +159,13 @@ class _Parser:
             negative ^= self.next().text == "-"
         raise Unreadable("too many signs")
 
-    def power(self) -> Node:
+    def deeper(self) -> None:
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise Unreadable("nested too deeply")
+
+    def power(self) -> Node:
+        self.deeper()
         node = self.atom()
         if self.peek("!"):
             self.position += 1
@@ -191,22 +190,24 @@ class _Parser:
         return inside in (["circ", "}"], ["°", "}"])
 
     def atom(self) -> Node:
+        self.deeper()
         token = self.next()
         if token.kind == "number":
-            return self.number(token)
-        if token.kind == "word":
-            return self.word(token)
-        if token.kind == "command":
-            return self.command(token.text)
-        if token.text in _OPEN:
+            node = self.number(token)
+        elif token.kind == "word":
+            node = self.word(token)
+        elif token.kind == "command":
+            node = self.command(token.text)
+        elif token.text in _OPEN:
             node = self.sum()
             self.take(_OPEN[token.text])
-            return node
-        if token.text == "|":
-            node = self.sum()
+        elif token.text == "|":
+            node = ("absolute", self.sum())
             self.take("|")
-            return ("absolute", node)
-        raise Unreadable(f"unexpected {token.text}")
+        else:
+            raise Unreadable(f"unexpected {token.text}")
+        self.depth -= 1
+        return node
 
     def number(self, token: Token) -> Node:
         whole, _, decimals = token.text.partition(".")
@@ -365,7 +366,9 @@ def _sum(operands: list[Node]) -> Node:
 
 
 def children(node: Node) -> list[Node]:
-    return [child for part in node[1:] for child in (part if isinstance(part, list) else [part]) if isinstance(child, tuple)]
+    return [
+        child for part in node[1:] for child in (part if isinstance(part, list) else [part]) if isinstance(child, tuple)
+    ]
 
 
 def variables(node: Node) -> frozenset[str]:
@@ -584,7 +587,10 @@ _ENOUGH = 3  # points at which both must be defined
 def _points(names: frozenset[str]) -> list[dict[str, Fraction]]:
     ordered = sorted(names)
     return [
-        {name: sign * (_VALUES[(3 * place + 5 * turn) % len(_VALUES)] + turn * (place + 1)) for place, name in enumerate(ordered)}
+        {
+            name: sign * (_VALUES[(3 * place + 5 * turn) % len(_VALUES)] + turn * (place + 1))
+            for place, name in enumerate(ordered)
+        }
         for turn, sign in enumerate(_SIGNS)
     ]
 

@@ -58,7 +58,7 @@ _TABLE: dict[str, dict[str, str | int]] = {
     "month": {"month months mo mos": 1, "year years yr yrs 年": 12, "decade decades": 120, "century centuries": 1200},
     "degree": {"° deg degs degree degrees 度": 1, "arcmin arcminute arcminutes": "1/60"},
     "kelvin": {"K kelvin kelvins": 1},
-    "percent": {"% percent pct percentage per-cent": 1},
+    "percent": {"% percent pct percentage": 1},
     "usd": {"$ usd dollar dollars buck bucks": 1, "cent cents ¢": "1/100"},
     "eur": {"€ eur euro euros": 1},
     "gbp": {"£ gbp": 1, "pence": "1/100"},
@@ -83,7 +83,9 @@ _NAMES: dict[str, Unit] = {
     for name in names.split()
 }
 _NAMES |= {
-    name: Unit((("metre", 3),), Fraction(cubic_cm, 1000000)) for names, cubic_cm in _LITRE.items() for name in names.split()
+    name: Unit((("metre", 3),), Fraction(cubic_cm, 1000000))
+    for names, cubic_cm in _LITRE.items()
+    for name in names.split()
 }
 _NAMES |= {name: Unit((("metre", 2),), Fraction(10000)) for name in ("ha", "hectare", "hectares")}
 _NAMES |= {name: Unit((("degree", 1),), Fraction(180), -1) for name in ("rad", "rads", "radian", "radians")}
@@ -100,12 +102,14 @@ _NAMES |= {name: Unit((("metre", 1), ("second", -1)), Fraction(1852, 3600)) for 
 AMBIGUOUS = frozenset(name for name in _NAMES if len(name) == 1 and name.isalpha() and name.isascii())
 # words after a number that make it a phrase and not a counted thing
 _NO_NOUN = frozenset(
-    "or and of to is are was be not no than then more less least most about approximately approx roughly nearly almost around"
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
+    " nineteen twenty thirty forty fifty sixty seventy eighty ninety or and of to is are was be not no than then more less least most about approximately approx roughly nearly almost around"
     " maybe perhaps probably possibly only if when because since plus minus times th st nd rd between from the a an by with"
     " wrong correct incorrect right true false answer option choice each both either neither nor but so ish sqrt pi choose"
     " factorial over into on at in as it i we you dozen hundred thousand million billion trillion".split()
 )
-_TOKEN = re.compile(r"([^\W\d_]+|[°%$€£¥₹¢℃℉])\.?\s*(?:\^?\s*\(?\s*([+-]?\d)\s*\)?)?")
+_TOKEN = re.compile(r"([^\W\d_]+|[°%$€£¥₹¢℃℉])(?:\.|\s*\^\s*\(?([+-]?[0-9])\)?|([0-9])|)")
+_LONG_WORD = re.compile(r"(?<![\\a-zA-Z])(?!sec\b)[a-zA-Z]{2,}")
 _NOUN = re.compile(r"[a-z]{3,20}(?: [a-z]{3,20})?", re.IGNORECASE)
 
 
@@ -115,7 +119,7 @@ def read_unit(text: str) -> Unit | None:
     text = " ".join(text.split())
     if not text or len(text) > 60:
         return None
-    known = _read_known(text) or _read_known(text.lower())
+    known = read_known_unit(text)
     if known:
         return known
     noun = text.rstrip(".").lower()
@@ -124,7 +128,17 @@ def read_unit(text: str) -> Unit | None:
     return None
 
 
-def _read_known(text: str) -> Unit | None:
+def read_known_unit(text: str) -> Unit | None:
+    """The unit a short text names if it is one of ours, in its own case or in lower case."""
+    return _read_product(text) or _read_product(text.lower())
+
+
+def mentions_unit(text: str) -> bool:
+    """Whether a unit's name of two letters or more stands in a text (not as a LaTeX command)."""
+    return any(word in _NAMES for word in _LONG_WORD.findall(text))
+
+
+def _read_product(text: str) -> Unit | None:
     text = re.sub(r"(?<![^\W\d_])per cent\b", "percent", text)
     text = re.sub(r"\s*(?:/|\bper\b)\s*", " / ", text)
     text = re.sub(r"(?:°|\bdegrees?|\bdeg) ?(?:C\b|Celsius\b|celsius\b)", "°C", text)
@@ -152,13 +166,13 @@ def _read_known(text: str) -> Unit | None:
             unit = _NAMES.get(match[1]) if match else None
             if unit is None:
                 return None
-            exponent = sign * power * int(match[2] or 1)
+            exponent = sign * power * int(match[2] or match[3] or 1)
             for base, times in unit.dimension:
                 dimension[base] = dimension.get(base, 0) + times * exponent
             factor *= unit.factor**exponent
             pi_power += unit.pi_power * exponent
             power, position = 1, match.end()
-    if power != 1 or not dimension:
+    if power != 1 or not dimension or dimension.get("percent", 1) != 1:
         return None
     return Unit(tuple(sorted((base, times) for base, times in dimension.items() if times)), factor, pi_power)
 
