@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from vr1lib.analysis.findings import AHA_WORDS, PER, part_name, thirds_of, words_per_50
 from vr1lib.analysis.statistics import LengthBin, length_bins
@@ -292,7 +293,7 @@ def draw_progression(axes: Axes, panel: str, runs: Sequence[TrainingRun]) -> Non
             )
     if highest == 0 and not axes.lines:
         axes.text(0.5, 0.5, "not measured in these runs", transform=axes.transAxes, ha="center")
-    ceiling = 1.25 * highest or 1.0
+    ceiling = 1.25 * highest or settings["top"] or 1.0
     axes.set_ylim(0, ceiling)
     if settings["top"]:
         axes.set_yticks([settings["top"] * part / 5 for part in range(6) if settings["top"] * part / 5 <= ceiling])
@@ -300,6 +301,7 @@ def draw_progression(axes: Axes, panel: str, runs: Sequence[TrainingRun]) -> Non
     if staged:
         spans = [(first - 1, last, staged.stage_name(stage)) for stage, first, last in staged.spans]
         shade_stages(axes, spans, ceiling)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("step")
     axes.set_ylabel(settings["unit"])
     axes.set_title(f"Ours: {settings['title'].lower()}")
@@ -382,6 +384,7 @@ def metric_curves(metrics: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> 
         else:
             nothing(axes, "no value")
         axes.set_title(key, fontsize=10)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("step", fontsize=9)
         axes.tick_params(labelsize=9)
     return figure

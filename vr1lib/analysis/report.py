@@ -294,16 +294,17 @@ def completions_html(folder: Path, manifest: Mapping[str, Any], count: int = 8) 
     graded = list(read_jsonl(folder / "completions.jsonl", Graded))
     if not graded:
         return []
-    step = max(1, len(graded) // count)
-    problems = find_problems(folder, manifest, {row.problem_id for row in graded[::step]})
+    count = min(count, len(graded))
+    shown = [graded[index * len(graded) // count] for index in range(count)]
+    problems = find_problems(folder, manifest, {row.problem_id for row in shown})
     accuracy = accuracy_interval([row.answer_ok and row.format_ok for row in graded])
     counts = count_words((row.text for row in graded), REFLECTION_WORDS)
     words = ", ".join(f"{word} {occurrences}" for word, occurrences in counts.items())
     mean_length = sum(row.tokens for row in graded) / len(graded)
     shares = f"{len(graded):,} completions, {100 * accuracy.mean:.1f} % right, {mean_length:.1f} tokens on average."
     sections = ["<h2>Completions</h2>", f"<p>{shares} Words: {words}.</p>"]
-    for row in graded[::step][:count]:
-        label = f"step {row.step}, stage {row.stage + 1}"
+    for row in shown:
+        label = f"step {row.step}, stage {row.stage + 1}" if row.step else "answer"
         if row.problem_id in problems:
             sections.append(example_html(problems[row.problem_id], {label: row}))
         else:
