@@ -42,6 +42,7 @@ FAMILIES = {
     "word": {"task": "math word problem", "skills": ["arithmetic reasoning"]},
 }
 SPLITS = ("train", "cold", "rl", "dev", "test")
+MAX_MISSES = 20_000  # draws in vain, beyond 200 for each problem found, before the world counts as exhausted
 REFLECTIONS = ("Wait, let me check.", "Hmm, look again.", "Alternatively, count again.")
 
 
@@ -75,7 +76,7 @@ def make_problems(
         key = _digest(scene)
         if key in seen or split_of(scene) != split:
             misses += 1
-            if misses > 2000 + 200 * count:
+            if misses > MAX_MISSES + 200 * len(problems):
                 raise RequestError(
                     f"ShapeWorld has fewer than {count} {split} scenes of families {', '.join(families)} and grid sizes "
                     f"{', '.join(map(str, grid_sizes))}; ask for fewer problems, or more families or sizes"
@@ -152,7 +153,11 @@ def write_description(problem: Problem, rng: random.Random) -> str:
 
 
 def write_reasoning(
-    problem: Problem, rng: random.Random, repeat_probability: float = 0.5, slip_probability: float = 1 / 3, max_passes: int = 6
+    problem: Problem,
+    rng: random.Random,
+    repeat_probability: float = 0.5,
+    slip_probability: float = 1 / 3,
+    max_passes: int = 6,
 ) -> str:
     """R1-style reasoning: passes over the rows, each but the last followed by a doubt; the last pass is right.
 

@@ -58,7 +58,17 @@ def sample(
 
 
 def _decode(
-    vlm, cache, logits, attention_mask, next_position, group_size, max_completion_tokens, temperature, top_p, generator, progress
+    vlm,
+    cache,
+    logits,
+    attention_mask,
+    next_position,
+    group_size,
+    max_completion_tokens,
+    temperature,
+    top_p,
+    generator,
+    progress,
 ) -> list[list[Sampled]]:
     rows = logits.shape[0]
     device = logits.device

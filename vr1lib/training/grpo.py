@@ -211,7 +211,9 @@ def update_policy(
 ) -> dict[str, float]:
     """One pass over the rollouts in `updates_per_step` optimizer steps; returns the step's loss metrics."""
     parts = [rollouts[start :: settings.updates_per_step] for start in range(settings.updates_per_step)]
-    on_policy = len(parts) == 1  # the policy that is updated is the one that sampled: its own log-probs are the old ones
+    on_policy = (
+        len(parts) == 1
+    )  # the policy that is updated is the one that sampled: its own log-probs are the old ones
     totals: dict[str, float] = {}
     for rollout in rollouts:
         rollout.old_logprobs = torch.tensor(rollout.sampled.logprobs)
@@ -362,11 +364,14 @@ def evaluation_metrics(
     """Greedy accuracy and length on problems never trained on, under the longest stage's limit throughout."""
     limit = max(stage.max_completion_tokens for stage in schedule.stages)
     completions = complete(
-        vlm, list(problems), max_completion_tokens=limit, batch_size=settings.evaluate_batch_size, step=step, stage=stage
+        vlm,
+        list(problems),
+        max_completion_tokens=limit,
+        batch_size=settings.evaluate_batch_size,
+        step=step,
+        stage=stage,
     )
-    graded = [
-        grade_completion(completion, problem) for completion, problem in zip(completions, problems, strict=True)
-    ]
+    graded = [grade_completion(completion, problem) for completion, problem in zip(completions, problems, strict=True)]
     return {
         "eval/accuracy": mean([row.answer_ok for row in graded]),
         "eval/length_mean": mean([row.tokens for row in graded]),

@@ -25,7 +25,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
             torch.optim.AdamW(others, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.95)),
         ]
         super().__init__([{"params": matrices}, {"params": others}], {})
-        self.param_groups = [group for part in self.parts for group in part.param_groups]  # shared: a scheduler sets both
+        self.param_groups = [
+            group for part in self.parts for group in part.param_groups
+        ]  # shared: a scheduler sets both
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> None:
