@@ -4,6 +4,7 @@ import pytest
 from synthetic_runs import synthetic_problems, write_benchmark_run, write_training_run
 
 from vr1lib.analysis import figures, tables
+from vr1lib.analysis.comparisons import compare_all
 from vr1lib.analysis.findings import findings
 from vr1lib.analysis.page import Picture, html_table, thumbnail
 from vr1lib.analysis.report import examples_html, write_report, write_run_report
@@ -38,7 +39,7 @@ def report(runs):
         models=models,
         findings=findings(models, [training]),
         pictures=[Picture(path, "Accuracy & intervals")],
-        comparisons=tables.compare_all(models),
+        comparisons=compare_all(models),
         training_folders={"PTST": training.folder},
         examples=40,
     )

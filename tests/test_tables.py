@@ -4,7 +4,7 @@ import json
 import pytest
 from synthetic_runs import completion_of, synthetic_problems, write_benchmark_run, write_training_run
 
-from vr1lib.analysis import tables
+from vr1lib.analysis import comparisons, tables
 from vr1lib.analysis.tables import ScoredModel
 from vr1lib.records import RequestError
 
@@ -79,7 +79,7 @@ def test_table_4_sets_ours_beside_the_paper(problems):
 def test_a_comparison_pairs_the_same_problems(problems):
     first = model_of("CI", problems, [1] * 10 + [0] * 30, lengths=4)
     second = model_of("Vision-R1", problems[5:], [0] * 5 + [1] * 30, lengths=2)
-    pair = tables.compare(first, second)
+    pair = comparisons.compare(first, second)
     assert pair.accuracy.n == 35 and pair.only_in_one == 5
     assert pair.accuracy.mean == pytest.approx((30 - 5) / 35)
     assert (pair.test.only_first, pair.test.only_second) == (5, 30)
@@ -87,15 +87,15 @@ def test_a_comparison_pairs_the_same_problems(problems):
 
 
 def test_models_without_a_common_problem_are_not_compared(problems):
-    assert tables.compare(model_of("a", problems[:5], [1] * 5), model_of("b", problems[5:9], [1] * 4)) is None
+    assert comparisons.compare(model_of("a", problems[:5], [1] * 5), model_of("b", problems[5:9], [1] * 4)) is None
 
 
 def test_unlike_protocols_are_named(problems):
-    pair = tables.compare(
+    pair = comparisons.compare(
         model_of("a", problems, [1] * 40), model_of("b", problems, [1] * 40, image_spec="other", prompt_spec="b")
     )
     assert pair.unlike == ["shapeworld: image_spec"]
-    assert tables.comparison_rows([pair])[0]["unlike"] == "shapeworld: image_spec"
+    assert comparisons.comparison_rows([pair])[0]["unlike"] == "shapeworld: image_spec"
 
 
 def test_runs_are_read_from_their_folders(tmp_path, problems):

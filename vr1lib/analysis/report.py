@@ -13,12 +13,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from vr1lib.analysis.comparisons import Comparison
 from vr1lib.analysis.figures import metric_curves
 from vr1lib.analysis.findings import Finding, headline, p_value, points, tokens
 from vr1lib.analysis.page import Picture, answer_html, example_html, figure_html, html_table, png_url, write_page
 from vr1lib.analysis.statistics import REFLECTION_WORDS, accuracy_interval, count_words
 from vr1lib.analysis.tables import (
-    Comparison,
     ScoredModel,
     group_scores,
     is_number,
