@@ -1,4 +1,5 @@
-"""The GRPO loop: stages switch inside one run, gradients are the plain ones, rewards move the policy, ids are asserted."""
+"""The GRPO loop: stages switch inside one run, gradients are the plain ones, rewards move the policy, ids are
+asserted."""
 
 import copy
 from dataclasses import replace
@@ -239,7 +240,7 @@ def test_problems_that_cannot_teach_are_left_out_with_reasons(vlm, problems, tmp
     (tmp_path / "broken.png").write_bytes(b"not a picture")
     good = problems[0]
     broken = good.model_copy(update={"id": "broken", "images": [str(tmp_path / "broken.png")]})
-    unclear = Problem(id="unclear", images=[], question="?", answer="E", choices=["1", "2"], source="test", split="rl")
+    unclear = Problem(id="unclear", images=[], question="?", answer="The answer is", source="test", split="rl")
     usable, rejects = grpo.usable_problems(vlm, [good, broken, unclear])
     assert [problem.id for problem in usable] == [good.id]
     assert {reject.id: reject.reason for reject in rejects} == {

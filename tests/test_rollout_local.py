@@ -94,8 +94,8 @@ def test_a_row_ends_at_its_end_token_or_at_the_limit(vlm, problems):
     generator = torch.Generator().manual_seed(2)
     prompts = [vlm.encode_prompt(problem) for problem in problems]
     samples = [
-        row for group in sample(vlm, prompts, group_size=40, max_completion_tokens=30, temperature=1.5, generator=generator)
-        for row in group
+        row for group in sample(vlm, prompts, group_size=40, max_completion_tokens=30, temperature=1.5,
+        generator=generator) for row in group
     ]  # fmt: skip
     finished = [row for row in samples if row.finish == "stop"]
     assert finished and len(finished) < len(samples)

@@ -1,4 +1,5 @@
-"""ShapeWorld: exact answers, pictures that hold what is asked, splits that share nothing, a teacher whose faults are planned."""
+"""ShapeWorld: exact answers, pictures that hold what is asked, splits that share nothing, a teacher whose faults are
+planned."""
 
 import random
 
@@ -16,7 +17,8 @@ def test_base_cot_spells_rows_counts_and_running_total(tmp_path):
     problem = shapeworld.make_problems(tmp_path, "train", 1, families=["word"])[0]
     problem = problem.model_copy(update={"answer": "6", "meta": {**problem.meta, "scene": SCENE}})
     assert shapeworld.write_base_cot(problem) == (
-        "<think> red blue: red 1, total 1. red red: red 2, total 3. 3 times 2 is 6. </think><answer> Final Answer:6 </answer>"
+        "<think> red blue: red 1, total 1. red red: red 2, total 3. 3 times 2 is 6. </think>"
+        "<answer> Final Answer:6 </answer>"
     )
 
 

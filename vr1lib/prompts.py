@@ -1,8 +1,8 @@
 """What the model is shown: pictures and text in order, under one hashed prompt specification.
 
 Vision-R1's RL uses no format prompt after the cold start (Section 3.4); Vision-R1-Zero gets a system prompt in the
-DeepSeek-R1-Zero template's words (Section 3.1; the wording here is ours). Options are shown as "A: …" lines, the style of
-the paper's Figures 5 to 7.
+DeepSeek-R1-Zero template's words (Section 3.1; the wording here is ours). Options are shown as "A: …" lines, the style
+of the paper's Figures 5 to 7.
 """
 
 import hashlib
@@ -15,8 +15,8 @@ from vr1lib.records import Problem, RequestError
 IMAGE_MARKER = "<image>"
 OPTION_LETTERS = "ABCDEFGHIJ"
 ZERO_SYSTEM_PROMPT = (
-    "The user asks a question and the assistant solves it. The assistant first thinks about the reasoning process, then "
-    "provides the user with the answer. The reasoning process and the answer are enclosed within <think> </think> and "
+    "The user asks a question and the assistant solves it. The assistant first thinks about the reasoning process, "
+    "then provides the user with the answer. The reasoning process and the answer are enclosed within <think> </think> and "
     "<answer> </answer> tags, that is: <think> reasoning process here </think><answer> answer here </answer>"
 )
 

@@ -1,19 +1,19 @@
 """ShapeWorld: the embedded small world of pictures, questions, exact answers and a scripted teacher's words.
 
-No weights or data sets can be downloaded in a test or on a newcomer's laptop, so the workbench carries a world that a tiny
-Qwen2.5-VL learns in minutes (our choice; nothing of it is in the paper). A picture is a grid of 28-pixel cells, one cell one
-image token. Four families line up with MathVista's tasks and skills:
+No weights or data sets can be downloaded in a test or on a newcomer's laptop, so the workbench carries a world that a
+tiny Qwen2.5-VL learns in minutes (our choice; nothing of it is in the paper). A picture is a grid of 28-pixel cells,
+one cell one image token. Four families line up with MathVista's tasks and skills:
 
     counting   "How many red?"                    general counting      arithmetic (ARI)
     chart      "How tall is the red bar?"         figure question       statistical (STA)
     length     "How long is the red line?"        geometry problem      geometry (GEO, GPS)
     word       "Each red costs 3. Cost of red?"   math word problem     arithmetic (ARI)
 
-The scripted teacher knows the scene. It writes each row's colours, the asked colour with its count and the running total:
-without the spelt colours a tiny model learns nothing (dense supervision of what is seen teaches seeing), and with the asked
-colour named beside its count it learns to count in two thirds of the steps. Its reasoning overthinks
-on purpose, as DeepSeek-R1's does in the paper's Figure 1A: after a pass it says "Wait" a geometric number of times and looks
-again, a part of the repeats holds a slip, and only the last pass is sure to be right.
+The scripted teacher knows the scene. It writes each row's colours, the asked colour with its count and the running
+total: without the spelt colours a tiny model learns nothing (dense supervision of what is seen teaches seeing), and
+with the asked colour named beside its count it learns to count in two thirds of the steps. Its reasoning overthinks on
+purpose, as DeepSeek-R1's does in the paper's Figure 1A: after a pass it says "Wait" a geometric number of times and
+looks again, a part of the repeats holds a slip, and only the last pass is sure to be right.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ FAMILIES = {
 }
 SPLITS = ("train", "cold", "rl", "dev", "test")
 MAX_MISSES = 20_000  # draws in vain, beyond 200 for each problem found, before the world counts as exhausted
-REFLECTIONS = ("Wait, let me check.", "Hmm, look again.", "Alternatively, count again.")
+REFLECTIONS = ("Wait, let me check.", "Hmm, let me check.", "Alternatively, let me check.")
 
 
 def make_problems(
@@ -78,7 +78,7 @@ def make_problems(
             misses += 1
             if misses > MAX_MISSES + 200 * len(problems):
                 raise RequestError(
-                    f"ShapeWorld has fewer than {count} {split} scenes of families {', '.join(families)} and grid sizes "
+                    f"ShapeWorld has fewer than {count} {split} scenes of families {', '.join(families)} and sizes "
                     f"{', '.join(map(str, grid_sizes))}; ask for fewer problems, or more families or sizes"
                 )
             continue
@@ -161,8 +161,8 @@ def write_reasoning(
 ) -> str:
     """R1-style reasoning: passes over the rows, each but the last followed by a doubt; the last pass is right.
 
-    After each pass the teacher doubts with `repeat_probability` (geometric, at most `max_passes` passes); a pass that is
-    doubted holds one miscounted row with `slip_probability`.
+    After each pass the teacher doubts with `repeat_probability` (geometric, at most `max_passes` passes); a pass that
+    is doubted holds one miscounted row with `slip_probability`.
     """
     scene = problem.meta["scene"]
     pieces: list[str] = []
@@ -180,7 +180,8 @@ def assemble(reasoning: str, answer: str) -> str:
 
 
 def _pass_lines(scene: dict[str, Any], slip_row: int | None, rng: random.Random | None = None) -> list[str]:
-    """One pass over the rows: colours, the row's count of the asked colour, running total; one row miscounted if asked."""
+    """One pass over the rows: colours, the row's count of the asked colour, running total; one row miscounted if
+    asked."""
     lines, total = [], 0
     for index, row in enumerate(scene["grid"]):
         count = row.count(scene["target"])

@@ -1,9 +1,9 @@
 """Sampling from the training model itself: every prompt read once, its cache shared by the group.
 
 Each prompt's pictures and text are encoded once, the key-value cache is repeated for the group's samples, and rows that
-have ended leave the batch, so that cost follows the tokens made. Vision tokens are never sampled: a policy that writes an
-image-pad token crashes the next forward. Log-probabilities are kept as sampled, of the distribution after temperature and
-ban but before top-p, which is the one the trainer recomputes (our choice; the paper names neither).
+have ended leave the batch, so that cost follows the tokens made. Vision tokens are never sampled: a policy that writes
+an image-pad token crashes the next forward. Log-probabilities are kept as sampled, of the distribution after
+temperature and ban but before top-p, which is the one the trainer recomputes (our choice; the paper names neither).
 """
 
 from collections.abc import Callable, Iterator
@@ -40,7 +40,8 @@ def sample(
     generator: torch.Generator | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[Sampled]]:
-    """`group_size` samples for each prompt; temperature 0 is greedy. `progress` is told how many rows have just ended."""
+    """`group_size` samples for each prompt; temperature 0 is greedy. `progress` is told how many rows have just
+    ended."""
     model = vlm.model
     with inference_mode_of(model):
         batch = collate_prompts(prompts, vlm.pad_token_id)

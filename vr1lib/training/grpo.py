@@ -270,9 +270,9 @@ def add_metrics(totals: dict[str, float], output: LossOutput, entropy: Tensor, g
 
 
 def completion_logprobs(vlm: Vlm, model, rows: list[Rollout], temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies [rows, tokens] of the rows' completions under `model`, as the sampler defines them.
+    """Log-probabilities and entropies [rows, tokens] of the rows' completions under `model`, as the sampler has them.
 
-    Prompts are padded on the left and completions on the right, so completion token t of every row stands in one column.
+    Prompts are padded on the left and completions on the right: completion token t of every row is in one column.
     """
     prompts = collate_prompts([row.prompt for row in rows], vlm.pad_token_id)
     ids = torch.nn.utils.rnn.pad_sequence(
@@ -322,7 +322,8 @@ def micro_batches(rollouts: Sequence[Rollout], max_tokens: int) -> Iterator[list
 
 
 def frozen_reference(vlm: Vlm) -> Callable:
-    """A context that gives the reference model: the adapter switched off, or a frozen copy of the policy as it starts."""
+    """A context that gives the reference model: the adapter switched off, or a frozen copy of the policy as it
+    starts."""
     if vlm.method != "full":
 
         @contextmanager

@@ -1,8 +1,8 @@
 """Muon for matrices, AdamW for the rest, as one optimizer that `transformers.Trainer` can take.
 
-Only the tiny base is trained from scratch, and there Muon pays: on ShapeWorld it learns to see in 300 steps of 32 rows, where
-AdamW at its best learning rate has not after 600 (our choice; EXPERIMENTS.md has the runs). Fine-tuning keeps AdamW, as
-the paper does.
+Only the tiny base is trained from scratch, and there Muon pays: on ShapeWorld it learns to see in 300 steps of 32
+rows, where AdamW at its best learning rate has not after 600 (our choice; EXPERIMENTS.md has the runs). Fine-tuning
+keeps AdamW, as the paper does.
 """
 
 from collections.abc import Callable
