@@ -67,7 +67,9 @@ def test_cache_stops_at_its_size(world):
     vlm = load_vlm(world[0])
     row_bytes = vlm.encode_row(*world[1][0]).pixel_values.nbytes
     dataset = RowDataset(vlm, world[1], max_tokens=4096, cache_gib=2.5 * row_bytes / 2**30)
-    assert 1 <= len(dataset.cache) <= 3
+    kept_bytes = sum(row.pixel_values.nbytes for row in dataset.cache.values() if row.pixel_values is not None)
+    assert 0 < kept_bytes <= 2.5 * row_bytes
+    assert len(dataset) == 8
 
 
 def test_broken_picture_is_counted_whether_found_early_or_late(world, tmp_path):
@@ -103,14 +105,16 @@ def test_order_visits_every_row_once_an_epoch_and_changes_with_epoch_and_seed():
         assert first != list(RowOrder(list(range(103)), batch_size=10, seed=2, bucketed=bucketed))
 
 
-def test_bucketed_batches_hold_rows_of_like_length():
+def test_bucketed_batches_hold_rows_of_like_length_in_mixed_order():
     lengths = [10 + (index * 7919) % 490 for index in range(400)]
 
-    def padded_places(bucketed: bool) -> int:
+    def longest(bucketed: bool) -> list[int]:
+        """The longest row of each batch of 20."""
         order = [lengths[index] for index in RowOrder(lengths, batch_size=20, seed=0, bucketed=bucketed)]
-        return sum(20 * max(order[at : at + 20]) for at in range(0, 400, 20))
+        return [max(order[at : at + 20]) for at in range(0, 400, 20)]
 
-    assert padded_places(bucketed=True) < 1.1 * sum(lengths) < 1.5 * sum(lengths) < padded_places(bucketed=False)
+    assert 20 * sum(longest(bucketed=True)) < 1.1 * sum(lengths) < 1.5 * sum(lengths) < 20 * sum(longest(False))
+    assert longest(bucketed=True) != sorted(longest(bucketed=True))
 
 
 def test_rows_come_from_cold_rows_or_from_a_named_source(world, tmp_path):
@@ -218,6 +222,14 @@ def test_epochs_count_steps_and_the_last_batch_may_be_smaller(world, tmp_path):
     _, result, logged = train(world, tmp_path, steps=None, epochs=2, batch_size=3)
     assert result.steps == 6  # two epochs of 3 + 3 + 2 rows
     assert [m["epoch"] for m in logged] == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2])
+
+
+def test_every_epoch_meets_every_row_in_another_order(world, tmp_path):
+    _, _, logged = train(world, tmp_path, steps=None, epochs=2, batch_size=1, bucket_by_length=False)
+    lengths = [m["length/mean"] for m in logged]
+    assert sorted(lengths[:8]) == sorted(lengths[8:])
+    assert len(set(lengths)) > 4
+    assert lengths[:8] != lengths[8:]
 
 
 def changed_names(world, vlm) -> set[str]:
