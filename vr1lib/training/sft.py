@@ -235,6 +235,7 @@ class RowOrder(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader when an epoch begins."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -306,7 +307,7 @@ class SftTrainer(Trainer):
 
 
 class StepReporter(TrainerCallback):
-    """One log call and one tick of the progress bar for each optimizer step; sets the row order's epoch."""
+    """One log call and one tick of the progress bar for each optimizer step."""
 
     def __init__(self, trainer: SftTrainer, log: Callable[[dict], None]):
         self.trainer, self.log = trainer, log
@@ -315,9 +316,6 @@ class StepReporter(TrainerCallback):
     def on_train_begin(self, arguments, state, control, **_) -> None:
         self.started = self.step_started = time.perf_counter()
         self.bar = tqdm(total=state.max_steps, desc="SFT", unit="step", disable=not state.is_world_process_zero)
-
-    def on_epoch_begin(self, arguments, state, control, **_) -> None:
-        self.trainer.row_order.set_epoch(round(state.epoch or 0))
 
     def on_log(self, arguments, state, control, logs: dict, **_) -> None:
         if "grad_norm" not in logs:  # Trainer's closing summary
