@@ -84,9 +84,15 @@ def test_broken_picture_is_counted_whether_found_early_or_late(world, tmp_path):
     Image.new("RGB", (56, 56)).save(broken)
     dataset = RowDataset(vlm, rows, max_tokens=4096, cache_gib=0)
     broken.write_bytes(b"spoilt after the lengths were taken")
-    assert dataset[0].problem_id == dataset[1].problem_id == world[1][1][0].id
-    assert dataset[0].problem_id != "broken"
+    assert dataset[0].problem_id == dataset[0].problem_id == dataset[1].problem_id == world[1][1][0].id != "broken"
     assert [reject.id for reject in dataset.rejects] == ["broken"]
+
+
+def test_rows_of_one_id_are_counted_each(world):
+    vlm = load_vlm(world[0])
+    short, *_, long = sorted(world[1], key=lambda row: len(vlm.encode_row(*row)))
+    dataset = RowDataset(vlm, [long, long, short], max_tokens=len(vlm.encode_row(*short)), cache_gib=1)
+    assert (len(dataset), [reject.id for reject in dataset.rejects]) == (1, [long[0].id] * 2)
 
 
 def test_no_row_left_is_one_line_with_reasons(world):
@@ -255,6 +261,13 @@ def test_adapter_methods_train_the_adapter_alone(world, tmp_path, method):
     assert changed
     assert all("lora_" in name for name in changed)
     assert all(math.isfinite(metrics["loss"]) for metrics in logged)
+
+
+def test_bf16_computes_nearly_the_same_and_leaves_weights_in_float32(world, tmp_path):
+    (_, _, exact), (vlm, _, rough) = (train(world, tmp_path, bfloat16=flag) for flag in (False, True))
+    assert [m["loss"] for m in rough] != [m["loss"] for m in exact]
+    assert [m["loss"] for m in rough] == pytest.approx([m["loss"] for m in exact], rel=0.02)
+    assert {value.dtype for value in vlm.model.parameters()} == {torch.float32}
 
 
 def test_gradient_checkpointing_gives_the_same_losses(world, tmp_path):

@@ -88,17 +88,15 @@ def train_sft(
     """Train `vlm` in place on (problem, response) rows; `log` gets one dictionary a step, explained in docs/metrics.md.
 
     `steps`, if given, replaces `epochs`. `batch_size` rows make a step over all processes, `micro_batch_size` (None:
-    all of them) go through the model at once. `bfloat16` computes in bf16 over the weights' own type. Encoded rows
-    are kept in memory up to `cache_gib` and made anew beyond. Raises RequestError if no row is left or the batch
-    can't be divided.
+    all that are this process's) go through the model at once. `bfloat16` computes in bf16 over the weights' own type.
+    Encoded rows are kept in memory up to `cache_gib` and made anew beyond. Raises RequestError if no row is left or
+    the batch can't be divided.
     """
     dataset = RowDataset(vlm, rows, max_tokens, cache_gib)
-    micro_batch_size = micro_batch_size or batch_size
     arguments = TrainingArguments(
         output_dir=str(output_dir),
         num_train_epochs=epochs,
         max_steps=steps or -1,
-        per_device_train_batch_size=micro_batch_size,
         learning_rate=learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=warmup_ratio,  # a number below 1 is a share of all steps
@@ -117,13 +115,15 @@ def train_sft(
         use_cache=True,  # Trainer writes this into the model's configuration; our batches go without a cache themselves
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process drives one GPU; else Trainer would wrap it in DataParallel
-    rows_at_once = micro_batch_size * arguments.world_size
-    if batch_size % rows_at_once:
+    processes = arguments.world_size
+    micro_batch_size = micro_batch_size or max(1, batch_size // processes)
+    if batch_size % (micro_batch_size * processes):
         raise RequestError(
             f"batch_size = {batch_size} is no multiple of micro_batch_size = {micro_batch_size} × "
-            f"{arguments.world_size} processes; change one of them"
+            f"{processes} processes; change one of them"
         )
-    arguments.gradient_accumulation_steps = batch_size // rows_at_once
+    arguments.per_device_train_batch_size = micro_batch_size
+    arguments.gradient_accumulation_steps = batch_size // (micro_batch_size * processes)
     order = RowOrder(dataset.lengths, batch_size, seed, bucket_by_length)
     trainer = SftTrainer(
         model=vlm.model,
@@ -144,7 +144,7 @@ def train_sft(
     return SftResult(
         steps=trainer.state.global_step,
         epochs=float(trainer.state.epoch or 0.0),
-        rows=len(dataset),
+        rows=len(dataset) - len(dataset.broken),
         loss=sum(tail) / len(tail),
         losses=losses,
         seconds=time.perf_counter() - reporter.started,
@@ -170,6 +170,7 @@ class RowDataset(Dataset):
         self.lengths: list[int] = []
         self.cache: dict[int, EncodedRow] = {}
         self.rejects: list[Reject] = []
+        self.broken: set[int] = set()  # rows whose picture could not be read when its turn came
         for problem, response in tqdm(rows, desc="Encoding rows", unit="row"):
             try:
                 encoded = vlm.encode_row(problem, response) if self.room > 0 else None
@@ -197,10 +198,13 @@ class RowDataset(Dataset):
         for candidate in (*range(index, len(self)), *range(index)):
             if candidate in self.cache:
                 return self.cache[candidate]
+            if candidate in self.broken:
+                continue
             problem, response = self.rows[candidate]
             try:
                 return self.vlm.encode_row(problem, response)
             except RequestError as error:
+                self.broken.add(candidate)
                 self.reject(problem, "picture unreadable", str(error))
         raise RequestError("no row to train on is left: every picture turned out unreadable; check the data's folder")
 
@@ -212,10 +216,7 @@ class RowDataset(Dataset):
         self.room -= size
 
     def reject(self, problem: Problem, reason: str, detail: str) -> None:
-        if all(reject.id != problem.id or reject.reason != reason for reject in self.rejects):
-            self.rejects.append(
-                Reject(id=problem.id, reason=reason, detail=detail, source=problem.source, step="cold_sft")
-            )
+        self.rejects.append(Reject(id=problem.id, reason=reason, detail=detail, source=problem.source, step="cold_sft"))
 
 
 def count_tokens(vlm: Vlm, problem: Problem, response: str) -> int:
