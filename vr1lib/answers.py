@@ -15,7 +15,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from vr1lib.values import MAX_PARTS, MAX_TEXT, SEQUENCE, Value, read_value, same_value, undress
+from vr1lib.values import MAX_PARTS, MAX_TEXT, SEQUENCE, Value, read_value, repair, same_value, undress
 
 MAX_BRACES = 200  # an answer with more, or with more than MAX_TEXT characters, is right only if it is the gold itself
 MAX_EXTRACTED = 200  # characters of the answer that are shown
@@ -230,7 +230,7 @@ def _option_of_list(text: str, options: Options) -> int | None:
 # -------------------------------------------------------------------------------------------------------------- verdict
 
 _PREFIX = re.compile(
-    r"\s*(?:\*\*)?\s*(?:final answer\s*:|the (?:final )?answer is\b\s*:?|answer\s*:)\s*(?:\*\*)?\s*", re.IGNORECASE
+    r"(?:\*\*)?(?:final answer\s*:|the (?:final )?answer is\b\s*:?|answer\s*:)\s*(?:\*\*)?\s*", re.IGNORECASE
 )
 _GOLD_LETTER = re.compile(r"[A-J]")
 _BARE_LETTER = re.compile(r"[A-Ja-j]")
@@ -247,8 +247,8 @@ class Gold(NamedTuple):
 
 
 def _read_gold(answer: str, choices: tuple[str, ...]) -> Gold:
-    text = answer.strip()
-    options = read_options(choices)
+    text = _drop_prefix(repair(answer))
+    options = read_options(tuple(map(repair, choices)))
     option = None
     if _GOLD_LETTER.fullmatch(text):
         option = _place(text, options)
@@ -256,6 +256,17 @@ def _read_gold(answer: str, choices: tuple[str, ...]) -> Gold:
             options = read_options(())
             option = _place(text, options)
     return Gold(text, option, options, Fraction(text) if _PLAIN_NUMBER.fullmatch(text) else None)
+
+
+def _drop_prefix(text: str) -> str:
+    """The answer without `Final Answer:`, `The answer is`, `Answer:` and blanks around it."""
+    text = text.strip()
+    for _ in range(4):  # Final Answer: The answer is …
+        match = _PREFIX.match(text)
+        if match is None:
+            break
+        text = text[match.end() :]
+    return text
 
 
 _read_gold_cached = lru_cache(maxsize=8192)(_read_gold)
@@ -266,15 +277,13 @@ def grade_answer(prediction: str, answer: str, choices: Sequence[str] | None = N
 
     `answer` is an option letter (A-J), a value or a text; `choices` are the options' texts in order, or None.
     """
-    text = prediction.strip()
-    while match := _PREFIX.match(text):
-        text = text[match.end() :].strip()
+    text = _drop_prefix(repair(prediction))
     texts = tuple(choices) if choices else ()
     small = len(answer) + sum(map(len, texts)) <= MAX_TEXT
     gold = _read_gold_cached(answer, texts) if small else _read_gold(answer, texts)
     if not text:
         return AnswerGrade(False, None, "nothing after the prefix")
-    extracted = text if len(text) <= MAX_EXTRACTED else text[: MAX_EXTRACTED - 1] + "…"
+    extracted = _shown(text, MAX_EXTRACTED)
     if len(text) > MAX_TEXT or text.count("{") > MAX_BRACES:
         return AnswerGrade(text == gold.text, extracted, "same text" if text == gold.text else "too long")
     if gold.option is not None:
@@ -283,7 +292,7 @@ def grade_answer(prediction: str, answer: str, choices: Sequence[str] | None = N
         return AnswerGrade(True, extracted, "same text")
     if gold.number is not None and _PLAIN_NUMBER.fullmatch(text):
         ok = Fraction(text) == gold.number
-        return AnswerGrade(ok, extracted, f"number: {extracted} {'=' if ok else '≠'} {gold.text}")
+        return AnswerGrade(ok, extracted, f"number: {text} {'=' if ok else '≠'} {gold.text}")
     return _grade_value(text, extracted, gold)
 
 
@@ -309,7 +318,7 @@ def _grade_value(text: str, extracted: str, gold: Gold) -> AnswerGrade:
         key, named = text_key(gold.text), chr(65 + place)
         golds = [other for other, choice in enumerate(options.keys) if choice == key]
         golds = golds or [other for other, choice in enumerate(options.texts) if matches(choice, gold.text)]
-        return AnswerGrade(golds == [place], named, f"option {named} is {options.texts[place][:60]}")
+        return AnswerGrade(golds == [place], named, f"option {named} is {_shown(options.texts[place])}")
     ok = matches(text, gold.text)
     return AnswerGrade(ok, extracted, "equal" if ok else _difference(text, gold))
 
@@ -319,4 +328,10 @@ def _difference(text: str, gold: Gold) -> str:
     if len(parts) > 1 and any(matches(part.strip(), gold.text) for part in parts):
         return "two answers"
     kind = "text" if _gold_value(gold.text) is None else "unreadable" if read_value(text) is None else "value"
-    return f"{kind}: not {gold.text[:60]}"
+    return f"{kind}: not {_shown(gold.text)}"
+
+
+def _shown(text: str, length: int = 60) -> str:
+    """A text cut to a length, in characters that can be written to a file."""
+    text = text if len(text) <= length else text[: length - 1] + "…"
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

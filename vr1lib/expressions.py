@@ -40,15 +40,16 @@ class Token(NamedTuple):
 
 
 _TOKEN = re.compile(
-    r"(?P<space>\s+)|(?P<number>\d+(?:\.\d+)?|\.\d+)|(?P<word>[^\W\d_]+)|\\(?P<command>[a-zA-Z]+)|(?P<sign>\*\*|[-+*/^_(){}\[\]|!°'])"
+    r"(?P<space>\s+)|(?P<number>\d+(?:\.\d+)?|\.\d+)|(?P<word>[^\W\d_]+)|\\(?P<command>[a-zA-Z]+)"
+    r"|(?P<sign>\*\*|[-+*/^_(){}\[\]|!°'])"
 )
-_FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "asin", "acos", "atan", "ln", "log",
-              "lg", "exp", "sqrt", "abs", "sinh", "cosh", "tanh"}  # fmt: skip
+_FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "asin", "acos", "atan", "ln",
+              "log", "lg", "exp", "sqrt", "abs", "sinh", "cosh", "tanh"}  # fmt: skip
 _TRIGONOMETRIC = {"sin", "cos", "tan", "cot", "sec", "csc"}
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 _LONG_NAMES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}
-_GREEK = {"alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta", "iota", "kappa",
-          "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "phi", "varphi", "chi", "psi", "omega", "ell",
+_GREEK = {"alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta", "iota",
+          "kappa", "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "phi", "varphi", "chi", "psi", "omega", "ell",
           "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega"}  # fmt: skip
 _FRACTIONS = {"frac", "dfrac", "tfrac", "cfrac"}
 _SPACES = {"quad", "qquad", "enspace", "thinspace", "displaystyle", "textstyle", "limits", "nolimits"}

@@ -1,8 +1,8 @@
 """The reward of a completion: is it well formed, and is its final answer right?
 
-The paper's hard formatting result reward (Section 3.4): 1 if and only if the completion follows the format and its final
-answer equals the gold one, else 0. Vision-R1-Zero weighs format and result 1:1 (Section 4.1). The data filter, the
-reward and the rule-based benchmarks all come through here, so that one answer never has two verdicts.
+The paper's hard formatting result reward (Section 3.4): 1 if and only if the completion follows the format and its
+final answer equals the gold one, else 0. Vision-R1-Zero weighs format and result 1:1 (Section 4.1). The data filter,
+the reward and the rule-based benchmarks all come through here, so that one answer never has two verdicts.
 
 Our own choices, where the paper is silent: the format is checked by counting tags instead of one regular expression
 (which accepts repeated, nested and blank blocks), and what is not well formed is never looked into for an answer.
@@ -27,7 +27,7 @@ class Parsed(NamedTuple):
 
 
 class Reward(NamedTuple):
-    """The verdict on one completion. `extracted` is the answer as read (an option's letter or the text), `reason` why."""
+    """The verdict on one completion. `extracted`: the answer as read (an option's letter or the text); `reason` why."""
 
     reward: float
     format_ok: bool
@@ -82,7 +82,7 @@ def grade(text: str, answer: str, choices: Sequence[str] | None = None, kind: Re
 
 
 def grade_completion(completion: Completion, problem: Problem, kind: RewardKind = "hard") -> Graded:
-    """The completion with its verdict. Raises ValueError if it belongs to another problem: rows must never be misaligned."""
+    """The completion with its verdict. Raises ValueError if it belongs to another problem: rows must not shift."""
     if completion.problem_id != problem.id:
         raise ValueError(f"completion of {completion.problem_id!r} met problem {problem.id!r}")
     verdict = grade(completion.text, problem.answer, problem.choices, kind)

@@ -1,4 +1,4 @@
-"""Units of measurement as they stand behind a number in an answer: `cm`, `square inches`, `km/h`, `dollars`, `%`, `tiles`.
+"""Units of measurement behind a number in an answer: `cm`, `square inches`, `km/h`, `dollars`, `%`, `tiles`.
 
 A unit is a product of powers of base dimensions with an exact factor, so that two units compare exactly when their
 dimensions agree. Our choices: a month and a year do not convert into days, one currency does not convert into another,
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Unit(NamedTuple):
-    """A value in this unit is `factor · π^pi_power · value + offset` in base units; `dimension` is ((base, power), …)."""
+    """A value in this unit is factor · π^pi_power · value + offset in base units; `dimension`: ((base, power), …)."""
 
     dimension: tuple[tuple[str, int], ...]
     factor: Fraction = Fraction(1)
@@ -24,7 +24,7 @@ PERCENT = Unit((("percent", 1),))
 DEGREE = Unit((("degree", 1),))
 CURRENCY_SIGNS = {"$": "usd", "€": "eur", "£": "gbp", "¥": "cny", "₹": "inr"}
 
-# base dimension → {names: how many of the base}; lengths in metres, masses in grams, times in seconds, angles in degrees
+# base dimension → {names: how many of the base}
 _TABLE: dict[str, dict[str, str | int]] = {
     "metre": {
         "nm nanometer nanometers": "1/1000000000",
@@ -102,14 +102,17 @@ _NAMES |= {name: Unit((("metre", 1), ("second", -1)), Fraction(1852, 3600)) for 
 AMBIGUOUS = frozenset(name for name in _NAMES if len(name) == 1 and name.isalpha() and name.isascii())
 # words after a number that make it a phrase and not a counted thing
 _NO_NOUN = frozenset(
-    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
-    " nineteen twenty thirty forty fifty sixty seventy eighty ninety or and of to is are was be not no than then more less least most about approximately approx roughly nearly almost around"
-    " maybe perhaps probably possibly only if when because since plus minus times th st nd rd between from the a an by with"
-    " wrong correct incorrect right true false answer option choice each both either neither nor but so ish sqrt pi choose"
-    " factorial over into on at in as it i we you dozen hundred thousand million billion trillion".split()
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+    " seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety or and of to is are was"
+    " be not no than then more less least most about approximately approx roughly nearly almost around maybe"
+    " perhaps probably possibly only if when because since plus minus times th st nd rd between from the a an"
+    " by with wrong correct incorrect right true false answer option choice each both either neither nor but so"
+    " ish sqrt pi choose factorial over into on at in as it i we you dozen hundred thousand million billion"
+    " trillion".split()
 )
 _TOKEN = re.compile(r"([^\W\d_]+|[°%$€£¥₹¢℃℉])(?:\.|\s*\^\s*\(?([+-]?[0-9])\)?|([0-9])|)")
 _LONG_WORD = re.compile(r"(?<![\\a-zA-Z])(?!sec\b)[a-zA-Z]{2,}")
+_COUNTED = "counted "
 _NOUN = re.compile(r"[a-z]{3,20}(?: [a-z]{3,20})?", re.IGNORECASE)
 
 
@@ -124,13 +127,18 @@ def read_unit(text: str) -> Unit | None:
         return known
     noun = text.rstrip(".").lower()
     if _NOUN.fullmatch(noun) and not _NO_NOUN.intersection(noun.split()):
-        return Unit((("counted " + _singular(noun), 1),))
+        return Unit(((_COUNTED + _singular(noun), 1),))
     return None
 
 
 def read_known_unit(text: str) -> Unit | None:
     """The unit a short text names if it is one of ours, in its own case or in lower case."""
     return _read_product(text) or _read_product(text.lower())
+
+
+def is_counted(unit: Unit) -> bool:
+    """Whether the unit is a word that we do not know."""
+    return unit.dimension[:1] != () and unit.dimension[0][0].startswith(_COUNTED)
 
 
 def mentions_unit(text: str) -> bool:

@@ -78,21 +78,21 @@ CURRENCY, SET_OPEN, SET_CLOSE = "\ue000", "\ue001", "\ue002"  # stand for \$ \{ 
 _OPENERS, _CLOSERS = "([{" + SET_OPEN, ")]}" + SET_CLOSE
 _BRACKET = rf"(?P<bracket>[()\[\]{{}}{SET_OPEN}{SET_CLOSE}])"
 
-_SIGNS = {
-    "\u00a0": " ", "\u202f": " ", "\u2007": " ", "\u2009": " ", "\u3000": " ", "−": "-", "×": "*", "·": "*", "⋅": "*",
-    "∙": "*", "÷": "/", "π": r"\pi ", "√": r"\sqrt ", "∛": r"\cbrt ", "∞": r"\infty ", "≤": "<=", "⩽": "<=", "≥": ">=",
-    "⩾": ">=", "≠": "!=", "≈": "=", "±": r"\pm ", "∪": r"\cup ", "∈": r"\in ", "∠": r"\angle ", "△": r"\triangle ",
-    "∶": ":", "：": ":", "，": ",", "；": ";", "（": "(", "）": ")", "％": "%", "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}",
-    "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅕": r"\frac{1}{5}", "⅖": r"\frac{2}{5}",
-    "⅗": r"\frac{3}{5}", "⅘": r"\frac{4}{5}", "⅙": r"\frac{1}{6}", "⅚": r"\frac{5}{6}", "⅛": r"\frac{1}{8}",
-    "⅜": r"\frac{3}{8}", "⅝": r"\frac{5}{8}", "⅞": r"\frac{7}{8}",
-}  # fmt: skip
-_SIGN_TABLE = str.maketrans(_SIGNS)
+_SIGN_TABLE = str.maketrans(
+    dict(zip("\u00a0\u202f\u2007\u2009\u3000−×·⋅∙÷∶：，；（）％", "     -****/::,;()%", strict=True))
+    | {"≤": "<=", "⩽": "<=", "≥": ">=", "⩾": ">=", "≠": "!=", "≈": r"\approx ", "±": r"\pm ", "π": r"\pi "}
+    | {"√": r"\sqrt ", "∛": r"\cbrt ", "∞": r"\infty ", "∪": r"\cup ", "∈": r"\in ", "∠": r"\angle "}
+    | {"△": r"\triangle "}
+    | {
+        sign: rf"\frac{{{top}}}{{{bottom}}}"
+        for sign, top, bottom in zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", "112131234151357", "233445555668888", strict=True)
+    }
+)
 _SUPERSCRIPTS = re.compile("[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _SUPERSCRIPT_TABLE = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _TEXT_COMMANDS = frozenset(
-    "text textbf textit textrm textsf texttt textnormal textup emph mathrm mathbf mathit mathsf mathtt mathbb boldsymbol"
-    " mbox hbox operatorname bm rm bf it boxed fbox framebox underline".split()
+    "text textbf textit textrm textsf texttt textnormal textup emph mathrm mathbf mathit mathsf mathtt mathbb"
+    " boldsymbol mbox hbox operatorname bm rm bf it boxed fbox framebox underline".split()
 )
 _BOXES = frozenset(("boxed", "fbox", "framebox"))
 _COMMAND_OR_BRACE = re.compile(r"\\([a-zA-Z]+)\*?|\\.|([{}])", re.DOTALL)
@@ -107,6 +107,11 @@ _SPACED_THOUSANDS = re.compile(r"(?<![\d.,/])(?<![\d.,/] )[1-9]\d{0,2}(?: \d{3})
 _SCIENTIFIC = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,6})(?!\w)")
 _TIMES_TEN = re.compile(r"(?<=\d) ?[xX] ?(?=10 ?(?:\^|\*\*))")
 _REPEATING = re.compile(r"(?<!\d)(\d{0,9})\.(\d{0,9})\\(?:overline|dot|bar)\{(\d{1,9})\}", re.ASCII)
+
+
+_ESCAPES = {"\x0c": r"\f", "\x08": r"\b", "\t": r"\t", "\r": r"\r"}
+_TAKEN_FOR_ESCAPE = re.compile("\x0c(?=rac)|\x08(?=oxed|inom)|\t(?=ext|imes|frac|heta)|\r(?=ight)")
+_DOUBLED = re.compile(r"\\\\(?=(?:[dt]?frac|sqrt|left|right|text|boxed|pi|circ|cdot|times|mathrm)(?![a-z]))")
 
 
 def unwrap(text: str) -> str:
@@ -141,6 +146,14 @@ def unwrap(text: str) -> str:
             pieces.append(match[0])
     pieces.append(text[position:])
     return "".join(pieces)
+
+
+def repair(text: str) -> str:
+    """LaTeX commands whose backslash a JSON writer took for an escape (form feed + rac), or doubled."""
+    if "\\" not in text and text.isprintable():
+        return text
+    text = _TAKEN_FOR_ESCAPE.sub(lambda match: _ESCAPES[match[0]], text)
+    return _DOUBLED.sub(r"\\", text)
 
 
 def undress(text: str) -> str:
@@ -192,7 +205,7 @@ _CLOCK = re.compile(r"[012]?\d\s*:\s*[0-5]\d")
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![a-zA-Z])")
 _RELATION = re.compile(r"<=|>=|!=|=|<|>|\\(?:leqslant|geqslant|leq|geq|le|ge|lt|gt|neq|ne|approx|in)(?![a-zA-Z])")
 _RELATIONS = {r"\leqslant": "<=", r"\leq": "<=", r"\le": "<=", r"\geqslant": ">=", r"\geq": ">=", r"\ge": ">=",
-              r"\lt": "<", r"\gt": ">", r"\neq": "!=", r"\ne": "!=", r"\approx": "=", r"\in": "in"}  # fmt: skip
+              r"\lt": "<", r"\gt": ">", r"\neq": "!=", r"\ne": "!=", r"\approx": "~", r"\in": "in"}  # fmt: skip
 _NAME_DRESS = re.compile(r"\\(?:angle|measuredangle|triangle|overline|overrightarrow|vec|hat|bar)(?![a-zA-Z])|[{}\s]")
 _NAME = re.compile(r"\\?[A-Za-z]+'*\d{0,3}(?:_(?:\\?[A-Za-z]+|\d+)+)?(?:\([A-Za-z0-9,]{1,8}\))?")
 _NAME_FRACTION = re.compile(r"\s*\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}\s*")
@@ -274,18 +287,23 @@ class _Reader(NamedTuple):
         if len(parts) > MAX_PARTS or not all(part.strip() for part in parts):
             raise Unreadable("a relation with an empty side")
         signs = [_RELATIONS.get(sign, sign) for sign in signs]
-        sides = tuple(self.side(part, level) for part in parts)
-        if set(signs) == {"="} or signs == ["in"]:
+        sides = [self.side(part, level) for part in parts]
+        for place in [place for place, sign in enumerate(signs) if sign == "~"][::-1]:
+            if _approximates(sides[place + 1].value, sides[place].value):
+                del sides[place + 1], signs[place]
+        if not signs:
+            return sides[0].value
+        if set(signs) <= {"=", "~"} or signs == ["in"]:
             names = [side.name for side in sides if side.name]
             values = tuple(side for side in sides if not side.name)
             if len(names) == 1 and values and all(side.value is not None for side in values):
                 return Equation(names[0], values)
-            return Equation(None, sides)
+            return Equation(None, tuple(sides))
         if set(signs) <= {">", ">="}:
             sides, signs = sides[::-1], [sign.replace(">", "<") for sign in signs[::-1]]
         if not set(signs) <= {"<", "<="}:
             raise Unreadable("mixed relations")
-        return Inequality(sides, tuple(sign == "<" for sign in signs))
+        return Inequality(tuple(sides), tuple(sign == "<" for sign in signs))
 
     def side(self, text: str, level: int) -> Side:
         try:
@@ -298,6 +316,8 @@ class _Reader(NamedTuple):
     def quantity(self, text: str) -> Quantity:
         """A number or an expression, with a unit behind it or a currency sign before it."""
         text = _DEGREE_SIGN.sub("°", text.strip())
+        if _WORDS.fullmatch(text):
+            raise Unreadable("words")
         if (compound := _read_compound(text)) is not None:
             return compound
         sign, unit, multiplier = "", None, None
@@ -309,7 +329,7 @@ class _Reader(NamedTuple):
         if (match := _UNIT_IN_BRACKETS.search(text)) and units.read_known_unit(match[1]):
             text = f"{text[: match.start()]} {match[1]}"
         number, ending, found = _split_unit(text, self.algebra)
-        if (found and unit and found != unit) or units.mentions_unit(number):
+        if units.mentions_unit(number):
             raise Unreadable("two units")
         unit = found or unit
         node = expressions.read_expression(sign + number)
@@ -346,6 +366,13 @@ def _split(text: str, separator: re.Pattern[str]) -> list[str]:
     return [*parts, text[start:]]
 
 
+def _approximates(rounded: Value | None, exact: Value | None) -> bool:
+    """Whether the right side of 5√2 ≈ 7.1 is the left one, rounded: then it says nothing new."""
+    if not (isinstance(rounded, Quantity) and isinstance(exact, Quantity)) or rounded.unit not in (None, exact.unit):
+        return False
+    return expressions.rounds_to(exact.node, rounded.node, rounded.places or 0)
+
+
 def _name(text: str) -> str | None:
     """The name on one side of an equation: x, x_1, AB, \\angle ABC, f(x), |AB|, (x,y), AB:CD, \\frac{AB}{CD}, Area."""
     if fraction := _NAME_FRACTION.fullmatch(text):
@@ -362,6 +389,7 @@ def _name(text: str) -> str | None:
 # --------------------------------------------------------------------------------------------------- numbers with units
 
 _DEGREE_SIGN = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])")
+_WORDS = re.compile(r"(?=.*[^\W\d_]{2})[^\W\d_]+(?:\s+[^\W\d_]+)+")  # a product of letters only if each stands alone
 _CURRENCY_FIRST = re.compile(r"([-+]?)\s*([$€£¥₹])\s*")
 _MULTIPLIERS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
                 "dozen": 12}  # fmt: skip
@@ -369,6 +397,7 @@ _MULTIPLIER = re.compile(rf"(.*[\d}}])\s*({'|'.join(_MULTIPLIERS)})\b(.*)", re.I
 _UNIT_START = re.compile(r"[^\W\d_]+|[°%$€£¥₹¢℃℉]")
 _TRIGONOMETRIC = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _NOT_BEFORE_UNIT = "^_+-*/\\([{="
+_DIGIT = re.compile(r"[0-9]")
 _MEASURE = re.compile(r"(\d+(?:\.\d+)?)\s*([^\W\d_]+)\.?\s*")
 _UNIT_IN_BRACKETS = re.compile(r"\(([^()]{1,30})\)$")
 
@@ -387,7 +416,8 @@ def _split_unit(text: str, algebra: bool) -> tuple[str, str, Unit | None]:
             continue
         if ending.startswith("°") and _TRIGONOMETRIC.search(number):
             continue
-        if unit := units.read_unit(ending):
+        unit = units.read_unit(ending)
+        if unit and (_DIGIT.search(number) or not units.is_counted(unit)):  # 5 tiles, but no `the tiles`
             return number, ending, unit
     return text, "", None
 
@@ -426,13 +456,14 @@ Item = TypeVar("Item")
 
 
 def _same_items(items: Sequence[Item], others: Sequence[Item], same: Callable[[Item, Item], bool]) -> bool:
-    """Whether each item has its own partner among the others, in any order."""
+    """Whether every item has a partner among the others and every other one of its own, in any order."""
     left = list(others)
     for item in items:
         place = next((place for place, other in enumerate(left) if same(item, other)), None)
-        if place is None:
+        if place is not None:
+            del left[place]
+        elif not any(same(item, other) for other in others):  # one value said twice is one value
             return False
-        del left[place]
     return not left
 
 
@@ -478,17 +509,18 @@ def _same_number(predicted: Quantity, gold: Quantity, factor: Fraction = Fractio
 
 
 def _same_collection(predicted: Value, gold: Value) -> bool:
-    """Bare lists and sets have no order, brackets keep theirs; one value said twice is one value."""
+    """The gold's brackets rule: none and {} have no order, others do and tell intervals apart."""
     if not isinstance(predicted, Collection):
         return isinstance(gold, Collection) and len(gold.items) == 1 and same_value(predicted, gold.items[0])
     if not isinstance(gold, Collection):
         return predicted.brackets in ("", "{}") and all(same_value(item, gold) for item in predicted.items)
     if gold.brackets == "":
         return _same_items(predicted.items, gold.items, same_value)
-    if predicted.brackets not in ("", gold.brackets):
-        return False
     if gold.brackets != "{}":
-        return _in_order(predicted.items, gold.items, same_value)
+        matching = predicted.brackets in ("", "{}", gold.brackets)
+        return matching and _in_order(predicted.items, gold.items, same_value)
+    if predicted.brackets not in ("", "{}", "()"):
+        return False
     covered = all(any(same_value(item, other) for item in predicted.items) for other in gold.items)
     return covered and all(any(same_value(item, other) for other in gold.items) for item in predicted.items)
 
