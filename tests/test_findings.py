@@ -57,6 +57,13 @@ def test_no_difference_is_undecided(problems):
     assert lift.verdict == "undecided" and "is not told apart from" in lift.ours
 
 
+def test_a_handful_of_problems_decides_nothing(problems):
+    # 4 against 0: the bootstrap excludes zero, the exact test does not (p = 2 / 16)
+    cold, final = model_of("CI", problems, [1] * 60), model_of("Vision-R1", problems, [1] * 56 + [0] * 4)
+    lift = by_claim(say.findings([cold, final], []), "lifts")
+    assert lift.verdict == "undecided" and "p = 0.125" in lift.ours and "is not told apart from" in lift.ours
+
+
 def test_missing_runs_leave_a_finding_untested(problems):
     found = say.findings([model_of("mine", problems, [1] * 60)], [])
     assert {finding.verdict for finding in found} == {"not tested"}

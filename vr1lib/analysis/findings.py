@@ -2,7 +2,7 @@
 
 Every sentence is made from the runs at hand; the paper's values only stand beside. A finding counts as happening when
 the 95 % interval of our difference excludes zero on the paper's side, as the opposite when it excludes zero on the
-other, and as undecided when it does not (our choice).
+other, and as undecided when it does not; of two accuracies the exact McNemar test must agree (our choice).
 """
 
 import statistics
@@ -62,7 +62,7 @@ def cold_start_lowers_accuracy(base: ScoredModel | None, cold: ScoredModel | Non
     paper = "49.6 % → 44.5 % (Tables 1 and 4)"
     if not base or not cold or not (pair := compare(base, cold)):
         return Finding(claim, paper, untested("base", "CI"), "not tested")
-    return Finding(claim, paper, accuracy_sentence(pair), verdict(pair.accuracy, expected=-1))
+    return Finding(claim, paper, accuracy_sentence(pair), accuracy_verdict(pair, expected=-1))
 
 
 def overthinking(cold: ScoredModel | None) -> Finding:
@@ -104,7 +104,7 @@ def ptst_lifts_accuracy(cold: ScoredModel | None, final: ScoredModel | None) -> 
     paper = "44.5 % → 55.4 %: +10.9 points (Table 4)"
     if not cold or not final or not (pair := compare(cold, final)):
         return Finding(claim, paper, untested("CI", "Vision-R1"), "not tested")
-    return Finding(claim, paper, accuracy_sentence(pair), verdict(pair.accuracy, expected=1))
+    return Finding(claim, paper, accuracy_sentence(pair), accuracy_verdict(pair, expected=1))
 
 
 def ptst_shortens(cold: ScoredModel | None, final: ScoredModel | None) -> Finding:
@@ -188,7 +188,7 @@ def headline(models: Sequence[ScoredModel]) -> str:
 
 def accuracy_sentence(pair: Comparison) -> str:
     """`PTST lifts …`: which way accuracy went, by how much, and whether chance explains it."""
-    if not pair.accuracy.excludes_zero:
+    if not pair.decided:
         verb = "is not told apart from"
     else:
         verb = "is above" if pair.accuracy.mean > 0 else "is below"
@@ -204,6 +204,11 @@ def verdict(difference: Interval, expected: int) -> Verdict:
     if not difference.excludes_zero:
         return "undecided"
     return "as in the paper" if difference.mean * expected > 0 else "the opposite of the paper"
+
+
+def accuracy_verdict(pair: Comparison, expected: int) -> Verdict:
+    """As `verdict`, but undecided too where the exact test is."""
+    return verdict(pair.accuracy, expected) if pair.decided else "undecided"
 
 
 def untested(*labels: str) -> str:
