@@ -38,7 +38,7 @@ def test_a_lift_is_told_with_its_points_and_interval(problems):
     lift = by_claim(say.findings([cold, final], []), "lifts")
     assert lift.verdict == "as in the paper"
     assert "Vision-R1 is above CI: +50.0 points (95 % interval +3" in lift.ours
-    assert "30 problems only Vision-R1 solves, 0 only CI" in lift.ours
+    assert "problems only Vision-R1 solves: 30, only CI: 0" in lift.ours
     shorter = by_claim(say.findings([cold, final], []), "more briefly")
     assert shorter.verdict == "as in the paper" and "60.0 → 30.0 tokens, −30.0 tokens" in shorter.ours
 

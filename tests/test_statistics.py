@@ -145,9 +145,13 @@ def test_thirds_are_equal_when_lengths_differ():
     assert [item.label for item in bins] == ["1–3", "4–6", "7–9"]
 
 
-def test_equal_lengths_stay_in_one_third():
+def test_equal_lengths_stay_together_and_cuts_move_to_their_nearer_end():
+    # two of 40, six of 45, four of 90: the cuts at 4 and 8 of 12 fall among and after the 45s
+    bins = length_thirds([40] * 2 + [45] * 6 + [90] * 4, [1] * 8 + [0] * 4)
+    assert [(item.n, item.label) for item in bins] == [(2, "40–44"), (6, "45–89"), (4, "90")]
     bins = length_thirds([46] * 8 + [90], [1] * 8 + [0])
-    assert [(item.n, item.label) for item in bins] == [(9, "46–90")]
+    assert [(item.n, item.label, item.accuracy.mean) for item in bins] == [(8, "46–89", 1), (1, "90", 0)]
+    assert len(length_thirds([46] * 9, [1] * 9)) == 1
     assert length_thirds([], []) == []
 
 

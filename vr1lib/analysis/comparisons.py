@@ -28,8 +28,8 @@ class Comparison:
 
     @property
     def decided(self) -> bool:
-        """Whether chance is ruled out: the interval excludes zero and the exact test agrees. Where the two models differ
-        on a handful of problems only, the bootstrap alone is too sure (4 against 0 would do)."""
+        """Whether chance is ruled out: the interval excludes zero and the exact test agrees. Where two models differ on
+        a handful of problems only, the bootstrap alone is too sure (4 against 0 would do)."""
         return self.accuracy.excludes_zero and self.test.p_value < 0.05
 
 

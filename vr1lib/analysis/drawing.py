@@ -217,7 +217,7 @@ def draw_progression(axes: Axes, panel: str, runs: Sequence[TrainingRun]) -> Non
     if staged:
         spans = [(first - 1, last, staged.stage_name(stage)) for stage, first, last in staged.spans]
         shade_stages(axes, spans, ceiling)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("step")
     axes.set_ylabel(settings["unit"])
     axes.set_title(f"Ours: {settings['title'].lower()}")

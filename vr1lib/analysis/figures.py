@@ -147,7 +147,7 @@ def metric_curves(metrics: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> 
         else:
             nothing(axes, "no value")
         axes.set_title(key, fontsize=10)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.set_xlabel("step", fontsize=9)
         axes.tick_params(labelsize=9)
     return figure

@@ -194,7 +194,7 @@ def accuracy_sentence(pair: Comparison) -> str:
         verb = "is above" if pair.accuracy.mean > 0 else "is below"
     return (
         f"{pair.second} {verb} {pair.first}: {points(pair.accuracy)}; "
-        f"{pair.test.only_second} problems only {pair.second} solves, {pair.test.only_first} only {pair.first} "
+        f"problems only {pair.second} solves: {pair.test.only_second}, only {pair.first}: {pair.test.only_first} "
         f"(exact McNemar {p_value(pair.test.p_value)}, n = {pair.accuracy.n})."
     )
 

@@ -173,14 +173,22 @@ def length_bins(lengths: Sequence[int], right: Sequence[bool | float], edges: Se
 
 
 def length_thirds(lengths: Sequence[int], right: Sequence[bool | float], parts: int = 3) -> list[LengthBin]:
-    """Accuracy in parts of (nearly) equal size, shortest completions first. Equal lengths stay together, so parts may
-    differ in size, and there are fewer of them where most completions are equally long."""
+    """Accuracy in parts of (nearly) equal size, shortest completions first.
+
+    Equal lengths stay together: a cut that falls among them moves to their nearer end, so parts may differ in size, and
+    may be fewer.
+    """
     ordered = np.sort(np.asarray(lengths, dtype=int))
     if ordered.size == 0:
         return []
-    cuts = [ordered[round(ordered.size * part / parts)] for part in range(1, parts)]
-    edges = sorted({int(ordered[0]), *map(int, cuts)})
-    bins = length_bins(lengths, right, edges)
+    edges = {int(ordered[0])}
+    for part in range(1, parts):
+        target = ordered.size * part / parts
+        start, end = (np.searchsorted(ordered, ordered[int(target)], side) for side in ("left", "right"))
+        cut = start if target - start <= end - target else end
+        if cut < ordered.size:
+            edges.add(int(ordered[cut]))
+    bins = length_bins(lengths, right, sorted(edges))
     last = bins[-1]
     return [*bins[:-1], LengthBin(last.low, int(ordered[-1]) + 1, last.share, last.n, last.accuracy)]
 
