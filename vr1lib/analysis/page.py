@@ -30,7 +30,8 @@ h3 { font-size: 1rem; margin: 1rem 0 .3rem; }
 p.lead { font-size: 1.15rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; width: max-content; }
-th, td { max-width: 22rem; padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
+th, td { max-width: 22rem; padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left;
+  vertical-align: top; }
 th { background: #f3f3f3; }
 td:first-child { white-space: nowrap; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
