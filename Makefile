@@ -44,6 +44,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+lab: export GOMP_SPINCOUNT ?= 1000
 lab: setup
 	$(BIN)/jupyter lab notebooks
 

@@ -19,6 +19,7 @@ from vr1lib.workbench.tracking import LAUNCHED, claim_folder, now, read_manifest
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 TRACEBACK_LINES = 12
+SPIN_COUNT = "1000"  # how long torch's idle threads spin: by default so long that beside one busy process all runs 10× slower
 TEXT_BARS = "import sys; sys.modules['tqdm.notebook'] = None"  # tqdm.auto: a terminal shows text, but no widgets
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -45,6 +46,7 @@ def execute(stem: str, notebook: Path, params: Parameters) -> int:
     _, lock = claim_folder(stem, params)
     os.environ[LAUNCHED] = str(folder)
     os.environ["JUPYTER_PATH"] = str(Path(sys.prefix, "share", "jupyter"))  # this interpreter's kernel, no other's
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     os.environ.setdefault("TQDM_MININTERVAL", "1")  # each state of a text bar is kept in the notebook
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is an interruption too
     print(f"{stem}: {shown(folder)}", flush=True)
