@@ -141,7 +141,6 @@ class ColdSftParameters(Parameters):
     steps: int | None = Field(None, ge=1, description="Optimizer steps, in place of epochs; null: epochs hold.")
     batch_size: int = Field(32, ge=1, description="Rows per optimizer step, all devices together (authors: 32).")
     micro_batch_size: int = Field(8, ge=1, description="Rows per forward pass on one device (authors: 1).")
-    bucket_by_length: bool = Field(True, description="Rows of like length share a batch; our choice.")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak learning rate, cosine (authors: 5e-6 for 7B).")
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Share of the steps that warm up (authors: 0.05).")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay (authors: not set).")
