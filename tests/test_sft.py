@@ -101,26 +101,31 @@ def test_no_row_left_is_one_line_with_reasons(world):
 
 
 def test_order_visits_every_row_once_an_epoch_and_changes_with_epoch_and_seed():
-    for bucketed in (True, False):
-        order = RowOrder(list(range(103)), batch_size=10, seed=1, bucketed=bucketed)
-        first, again = list(order), list(order)
-        order.set_epoch(1)
-        second = list(order)
-        assert sorted(first) == sorted(second) == list(range(103))
-        assert first == again != second
-        assert first != list(RowOrder(list(range(103)), batch_size=10, seed=2, bucketed=bucketed))
+    order = RowOrder(list(range(103)), batch_size=10, seed=1)
+    first, again = list(order), list(order)
+    order.set_epoch(1)
+    second = list(order)
+    assert sorted(first) == sorted(second) == list(range(103))
+    assert first == again != second
+    assert first != list(RowOrder(list(range(103)), batch_size=10, seed=2))
 
 
-def test_bucketed_batches_hold_rows_of_like_length_in_mixed_order():
+def test_rows_stand_by_length_within_a_step_and_the_shuffle_alone_decides_which_share_it():
     lengths = [10 + (index * 7919) % 490 for index in range(400)]
+    plain = RowOrder([0] * 400, batch_size=20, seed=0)  # rows of one length stay as they were shuffled
 
-    def longest(bucketed: bool) -> list[int]:
-        """The longest row of each batch of 20."""
-        order = [lengths[index] for index in RowOrder(lengths, batch_size=20, seed=0, bucketed=bucketed)]
-        return [max(order[at : at + 20]) for at in range(0, 400, 20)]
+    def steps(order: RowOrder) -> list[list[int]]:
+        indices = list(order)
+        return [indices[at : at + 20] for at in range(0, 400, 20)]
 
-    assert 20 * sum(longest(bucketed=True)) < 1.1 * sum(lengths) < 1.5 * sum(lengths) < 20 * sum(longest(False))
-    assert longest(bucketed=True) != sorted(longest(bucketed=True))
+    def padded_places(indices: list[int], rows: int) -> int:
+        return sum(rows * max(lengths[i] for i in indices[at : at + rows]) for at in range(0, 400, rows))
+
+    by_length = RowOrder(lengths, batch_size=20, seed=0)
+    assert [set(step) for step in steps(by_length)] == [set(step) for step in steps(plain)]
+    assert steps(by_length)[0] == sorted(steps(plain)[0], key=lengths.__getitem__) != steps(plain)[0]
+    # micro-batches of 5: a quarter of each sorted step, instead of any 5 rows
+    assert padded_places(list(by_length), 5) < 1.25 * sum(lengths) < 1.5 * sum(lengths) < padded_places(list(plain), 5)
 
 
 def test_rows_come_from_cold_rows_or_from_a_named_source(world, tmp_path):
@@ -225,13 +230,13 @@ def test_batch_that_does_not_divide_is_refused(world, tmp_path):
 
 
 def test_epochs_count_steps_and_the_last_batch_may_be_smaller(world, tmp_path):
-    _, result, logged = train(world, tmp_path, steps=None, epochs=2, batch_size=3)
+    _, result, logged = train(world, tmp_path, steps=None, epochs=2, batch_size=3, micro_batch_size=3)
     assert result.steps == 6  # two epochs of 3 + 3 + 2 rows
     assert [m["epoch"] for m in logged] == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2])
 
 
 def test_every_epoch_meets_every_row_in_another_order(world, tmp_path):
-    _, _, logged = train(world, tmp_path, steps=None, epochs=2, batch_size=1, bucket_by_length=False)
+    _, _, logged = train(world, tmp_path, steps=None, epochs=2, batch_size=1)
     lengths = [m["length/mean"] for m in logged]
     assert sorted(lengths[:8]) == sorted(lengths[8:])
     assert len(set(lengths)) > 4
