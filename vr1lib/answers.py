@@ -98,17 +98,18 @@ def _gold_value(gold: str) -> Value | None:
 
 # -------------------------------------------------------------------------------------------------------------- options
 
-_LETTER = re.compile(r"(?:(?i:option|choice|answer)\b\s*:?\s*)?[(\[]?\s*([A-Ja-j])\s*[)\]]?[.:,;]*")
+_LETTER = re.compile(r"(?:(?i:option|choice|answer)\b\s*:?\s*)?[(\[]?\s*([A-Ja-j])\s*[)\]]?[.:,;?…]*")
 _LETTER_AND_TEXT = re.compile(
     r"(?:(?i:option|choice|answer)\b\s*:?\s*)?"
     r"(?:\{?[(\[]\s*\{?([A-Ja-j])\}?\s*[)\]]\}?[.:]?|\{?([A-Ja-j])\}?\s?[).:](?![a-z0-9]\.))\s*(\S.*)",
     re.DOTALL,
 )
-_LETTER_BLANK_TEXT = re.compile(r"(?:(?i:option)\s+)?([A-J])(?:\s+[-–—]\s+|\s*[–—]\s*|\s+)(\S.*)", re.DOTALL)
+_LETTER_BLANK_TEXT = re.compile(r"(?:(?i:option)\s+)?([A-J])(?:\s+[-–—=]\s+|\s*[–—]\s*|\s+)(\S.*)", re.DOTALL)
 _TEXT_AND_LETTER = re.compile(r"(\S.{0,400}?)\s*\(([A-J])\)", re.DOTALL)
 _ANOTHER_LABEL = re.compile(r"[(\[]([A-J])[)\]]|(?:^|[\s,;])([A-J])[).:]|\b(?:or|and)\s+([A-J])\b")
 _LISTED = re.compile(r"[,;\n&/]|\b(?:and|or)\b", re.IGNORECASE)
 _OWN_LABEL = re.compile(r"(?:\(([A-J])\)|([A-J])[).:])\s*(\S.*)", re.DOTALL)
+_WIDE = str.maketrans("（）：，；。、．", "():,;.,.")
 _PICTURE = re.compile(r"<image\d*>")
 
 TWO = -1  # the place of what names two different options
@@ -140,7 +141,9 @@ def plain(text: str) -> str:
     """A text without LaTeX's and Markdown's dress (braces stay), for finding option letters."""
     if "\\" in text or "$" in text:
         text = undress(text).replace("$", "")
-    return " ".join(text.replace("**", "").split()).strip("\"'`“”‘’ ")
+    if not text.isascii():
+        text = text.translate(_WIDE)
+    return " ".join(text.replace("**", "").split()).strip("\"'`*_“”‘’ ")
 
 
 def _read_letter(text: str) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from vr1lib.answers import grade_answer
 from vr1lib.records import Completion, Graded, Problem, RequestError
+from vr1lib.values import repair
 
 RewardKind = Literal["hard", "format_plus_result"]
 
@@ -60,7 +61,7 @@ def _read_blocks(text: str) -> Parsed | str:
     if text[think_end + len(THINK_CLOSE) : answer_start].strip():
         return "text between the blocks"
     think = text[len(THINK_OPEN) : think_end].strip()
-    answer = text[answer_start + len(ANSWER_OPEN) : -len(ANSWER_CLOSE)].strip()
+    answer = repair(text[answer_start + len(ANSWER_OPEN) : -len(ANSWER_CLOSE)]).strip()
     if not think:
         return "blank think block"
     if not answer:

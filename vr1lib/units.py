@@ -148,7 +148,7 @@ def mentions_unit(text: str) -> bool:
 
 def _read_product(text: str) -> Unit | None:
     text = re.sub(r"(?<![^\W\d_])per cent\b", "percent", text)
-    text = re.sub(r"\s*(?:/|\bper\b)\s*", " / ", text)
+    text = re.sub(r"\s*(?:/|\bper\b)\s*", " / ", re.sub(r"\b(?:US|us) (?=dollar|cent)", "", text))
     text = re.sub(r"(?:°|\bdegrees?|\bdeg) ?(?:C\b|Celsius\b|celsius\b)", "°C", text)
     text = re.sub(r"(?:°|\bdegrees?|\bdeg) ?(?:F\b|Fahrenheit\b|fahrenheit\b)", "°F", text)
     text = re.sub(r"\b(square|cubic)(?=(?:inch|feet|foot|met|cent|unit|mile|yard))", r"\1 ", text)

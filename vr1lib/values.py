@@ -144,6 +144,8 @@ def unwrap(text: str) -> str:
             elif brace and closers:
                 closers.pop()
             pieces.append(match[0])
+    if any(closer != "}" for closer in closers):  # a command that is never closed
+        return text
     pieces.append(text[position:])
     return "".join(pieces)
 
@@ -208,6 +210,7 @@ _RELATIONS = {r"\leqslant": "<=", r"\leq": "<=", r"\le": "<=", r"\geqslant": ">=
               r"\lt": "<", r"\gt": ">", r"\neq": "!=", r"\ne": "!=", r"\approx": "~", r"\in": "in"}  # fmt: skip
 _NAME_DRESS = re.compile(r"\\(?:angle|measuredangle|triangle|overline|overrightarrow|vec|hat|bar)(?![a-zA-Z])|[{}\s]")
 _NAME = re.compile(r"\\?[A-Za-z]+'*\d{0,3}(?:_(?:\\?[A-Za-z]+|\d+)+)?(?:\([A-Za-z0-9,]{1,8}\))?")
+_TWO_WORDS = re.compile(r"[^\W\d_]\s+[^\W\d_]")
 _NAME_FRACTION = re.compile(r"\s*\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}\s*")
 
 
@@ -377,6 +380,8 @@ def _name(text: str) -> str | None:
     """The name on one side of an equation: x, x_1, AB, \\angle ABC, f(x), |AB|, (x,y), AB:CD, \\frac{AB}{CD}, Area."""
     if fraction := _NAME_FRACTION.fullmatch(text):
         text = f"{fraction[1]}/{fraction[2]}"
+    if _TWO_WORDS.search(_COMMAND_OR_BRACE.sub("|", text)):
+        return None
     name = _NAME_DRESS.sub("", text)
     if len(name) > 2 and name[0] + name[-1] == "||":
         name = name[1:-1]
@@ -390,7 +395,7 @@ def _name(text: str) -> str | None:
 
 _DEGREE_SIGN = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])")
 _WORDS = re.compile(r"(?=.*[^\W\d_]{2})[^\W\d_]+(?:\s+[^\W\d_]+)+")  # a product of letters only if each stands alone
-_CURRENCY_FIRST = re.compile(r"([-+]?)\s*([$€£¥₹])\s*")
+_CURRENCY_FIRST = re.compile(r"([-+]?)\s*(?:US)?([$€£¥₹])\s*")
 _MULTIPLIERS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
                 "dozen": 12}  # fmt: skip
 _MULTIPLIER = re.compile(rf"(.*[\d}}])\s*({'|'.join(_MULTIPLIERS)})\b(.*)", re.IGNORECASE | re.DOTALL)
