@@ -24,6 +24,7 @@ PERCENT = Unit((("percent", 1),))
 DEGREE = Unit((("degree", 1),))
 CURRENCY_SIGNS = {"$": "usd", "€": "eur", "£": "gbp", "¥": "cny", "₹": "inr"}
 
+# Single letters only where they are common (m g s h L): 2W is more often twice W than two watts.
 # base dimension → {names: how many of the base}
 _TABLE: dict[str, dict[str, str | int]] = {
     "metre": {
@@ -43,7 +44,7 @@ _TABLE: dict[str, dict[str, str | int]] = {
         "mg milligram milligrams": "1/1000",
         "g gram grams gm gms 克": 1,
         "kg kilogram kilograms kgs kilo kilos 千克": 1000,
-        "t tonne tonnes": 1000000,
+        "tonne tonnes": 1000000,
         "oz ounce ounces": "45359237/1600000",
         "lb lbs pound pounds": "45359237/100000",
     },
@@ -52,29 +53,29 @@ _TABLE: dict[str, dict[str, str | int]] = {
         "s sec secs second seconds 秒": 1,
         "min mins minute minutes 分钟": 60,
         "h hr hrs hour hours 小时": 3600,
-        "d day days 天": 86400,
+        "day days 天": 86400,
         "week weeks wk wks": 604800,
     },
     "month": {"month months mo mos": 1, "year years yr yrs 年": 12, "decade decades": 120, "century centuries": 1200},
     "degree": {"° deg degs degree degrees 度": 1, "arcmin arcminute arcminutes": "1/60"},
-    "kelvin": {"K kelvin kelvins": 1},
+    "kelvin": {"kelvin kelvins": 1},
     "percent": {"% percent pct percentage": 1},
     "usd": {"$ usd dollar dollars buck bucks": 1, "cent cents ¢": "1/100"},
     "eur": {"€ eur euro euros": 1},
     "gbp": {"£ gbp": 1, "pence": "1/100"},
     "cny": {"¥ cny rmb yuan 元": 1},
     "inr": {"₹ inr rupee rupees rs": 1},
-    "newton": {"N newton newtons": 1, "kN": 1000},
-    "joule": {"J joule joules": 1, "kJ": 1000},
-    "watt": {"W watt watts": 1, "kW kilowatt kilowatts": 1000},
-    "volt": {"V volt volts": 1},
+    "newton": {"newton newtons": 1, "kN": 1000},
+    "joule": {"joule joules": 1, "kJ": 1000},
+    "watt": {"watt watts": 1, "kW kilowatt kilowatts": 1000},
+    "volt": {"volt volts": 1},
     "ohm": {"Ω ohm ohms": 1},
     "hertz": {"Hz hertz": 1, "kHz": 1000},
     "pascal": {"Pa pascal pascals": 1, "kPa": 1000},
     "unit": {"unit units": 1},
 }
 _LITRE = {"ml mL milliliter milliliters millilitre millilitres cc 毫升": 1, "cl cL centiliter centiliters": 10,
-          "dl dL deciliter deciliters": 100, "l L ℓ liter liters litre litres 升": 1000}  # fmt: skip
+          "dl dL deciliter deciliters": 100, "L ℓ liter liters litre litres 升": 1000}  # fmt: skip
 
 _NAMES: dict[str, Unit] = {
     name: Unit(((base, 1),), Fraction(factor))
@@ -133,7 +134,7 @@ def read_unit(text: str) -> Unit | None:
 
 def read_known_unit(text: str) -> Unit | None:
     """The unit a short text names if it is one of ours, in its own case or in lower case."""
-    return _read_product(text) or _read_product(text.lower())
+    return _read_product(text) or (_read_product(text.lower()) if len(text) > 1 else None)
 
 
 def is_counted(unit: Unit) -> bool:
