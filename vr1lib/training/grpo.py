@@ -55,7 +55,9 @@ class GrpoSettings:
     top_p: float = 1.0
     micro_batch_tokens: int = 16384
     evaluate_every: int = 0
-    evaluate_batch_size: int = 64
+    evaluation_temperature: float = 0.6
+    evaluation_top_p: float = 0.95
+    evaluation_batch_size: int = 64
     seed: int = 0
 
 
@@ -362,13 +364,17 @@ def rollout_metrics(rollouts: Sequence[Rollout], rewards: Tensor) -> dict[str, f
 def evaluation_metrics(
     vlm: Vlm, problems: Sequence[Problem], schedule: Schedule, settings: GrpoSettings, step: int, stage: int
 ) -> dict[str, float]:
-    """Greedy accuracy and length on problems never trained on, under the longest stage's limit throughout."""
+    """Accuracy and length on problems never trained on, under the longest stage's limit and with the same seed
+    throughout, so that two evaluations differ by the policy alone."""
     limit = max(stage.max_completion_tokens for stage in schedule.stages)
     completions = complete(
         vlm,
         list(problems),
         max_completion_tokens=limit,
-        batch_size=settings.evaluate_batch_size,
+        temperature=settings.evaluation_temperature,
+        top_p=settings.evaluation_top_p,
+        batch_size=settings.evaluation_batch_size,
+        generator=torch.Generator(device=vlm.device).manual_seed(settings.seed),
         step=step,
         stage=stage,
     )

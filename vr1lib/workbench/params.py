@@ -206,6 +206,8 @@ class PtstGrpoParameters(Parameters):
     )
     evaluation_limit: int = Field(96, ge=1, description="At most so many of them; our choice.")
     evaluate_every: int = Field(25, ge=1, description="Steps between two evaluations (Figure 1E: 25 to 50).")
+    evaluation_temperature: float = Field(0.6, ge=0, description="Its temperature; 0 is greedy (authors: 0.6).")
+    evaluation_top_p: float = Field(0.95, gt=0, le=1, description="Its nucleus (authors: 0.95).")
 
 
 class BenchmarkParameters(Parameters):
