@@ -5,9 +5,10 @@ import random
 from pathlib import Path
 
 from vr1lib.analysis.statistics import accuracy_interval
-from vr1lib.benchmarks.protocol import Sampling, Selection, grade_strictly, score
+from vr1lib.benchmarks.protocol import Sampling, Selection, score
 from vr1lib.data.shapeworld import make_problems
 from vr1lib.records import Completion, Graded, Problem, write_jsonl
+from vr1lib.reward import grade_completion
 
 
 def synthetic_problems(folder: Path, count: int) -> list[Problem]:
@@ -22,7 +23,7 @@ def completion_of(problem: Problem, right: bool, passes: int, finish: str = "sto
     thought = " Wait, let me check. ".join(["There are some."] * passes)
     answer = problem.answer if right else "99"
     text = f"<think> {thought} </think><answer> {answer} </answer>" if finish == "stop" else f"<think> {thought}"
-    return grade_strictly(
+    return grade_completion(
         Completion(
             problem_id=problem.id, sample=0, step=0, stage=0, text=text, tokens=15 * passes, finish=finish, logprob=-1.0
         ),

@@ -16,8 +16,9 @@ IMAGE_MARKER = "<image>"
 OPTION_LETTERS = "ABCDEFGHIJ"
 ZERO_SYSTEM_PROMPT = (
     "The user asks a question and the assistant solves it. The assistant first thinks about the reasoning process, "
-    "then provides the user with the answer. The reasoning process and the answer are enclosed within <think> </think> and "
-    "<answer> </answer> tags, that is: <think> reasoning process here </think><answer> answer here </answer>"
+    "then provides the user with the answer. The reasoning process and the answer are enclosed within <think> </think> "
+    "and <answer> </answer> tags, that is: "
+    "<think> reasoning process here </think><answer> answer here </answer>"
 )
 
 

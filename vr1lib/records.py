@@ -1,8 +1,8 @@
 """The records that flow through the workbench, and their JSONL files.
 
 Problem → Completion → Graded is the one direction of the data flow; a ColdRow is a Problem with its bridged chain of
-thought (Section 3.3 of the paper). Files are UTF-8 JSONL, one object a line. In memory `images` are absolute paths; in a
-file they are relative to the file's folder and may not leave it, so that a run folder can be moved or published whole.
+thought (Section 3.3 of the paper). Files are UTF-8 JSONL, one object a line. In memory `images` are absolute paths; in
+a file they are relative to the file's folder and may not leave it, so a run folder can be moved or published whole.
 """
 
 import json

@@ -25,8 +25,8 @@ from vr1lib.benchmarks import mathvision, shapeworld, wemath
 from vr1lib.data.sources import Reject
 from vr1lib.models.rollout_local import complete
 from vr1lib.models.vlm import Vlm
-from vr1lib.records import ColdRow, Completion, Graded, Problem, RequestError, open_image, read_jsonl
-from vr1lib.reward import grade
+from vr1lib.records import ColdRow, Graded, Problem, RequestError, read_jsonl
+from vr1lib.reward import grade_completion
 
 BENCHMARKS = {module.NAME: module for module in (shapeworld, wemath, mathvision)}
 
@@ -126,12 +126,8 @@ def select(
 def leave_out_unreadable(selection: Selection, vlm: Vlm) -> None:
     """Move problems whose pictures or markers this model cannot take to the rejects, with what is wrong."""
     for problem in list(selection.problems):
-        try:
-            for picture in problem.images:
-                open_image(picture)
-            vlm.count_prompt_tokens(problem)
-        except RequestError as error:
-            selection.leave_out([problem], "cannot be shown", str(error))
+        if detail := vlm.why_not_shown(problem):
+            selection.leave_out([problem], "cannot be shown", detail)
 
 
 def answer_and_grade(
@@ -152,13 +148,7 @@ def answer_and_grade(
         generator=torch.Generator(device=vlm.device).manual_seed(sampling.seed),
         progress=progress,
     )
-    return [grade_strictly(completion, problem) for completion, problem in zip(completions, problems, strict=True)]
-
-
-def grade_strictly(completion: Completion, problem: Problem) -> Graded:
-    """Right only if the whole completion is well-formed and its answer is the gold: the hard reward (Section 3.4)."""
-    verdict = grade(completion.text, problem.answer, problem.choices, "hard")
-    return Graded(**completion.model_dump(), **verdict._asdict())
+    return [grade_completion(completion, problem) for completion, problem in zip(completions, problems, strict=True)]
 
 
 def score(

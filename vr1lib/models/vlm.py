@@ -160,6 +160,16 @@ class Vlm:
                     count += 2 + self.image_spec.image_tokens(*size)
         return count
 
+    def why_not_shown(self, problem: Problem) -> str | None:
+        """What keeps this model from being shown the problem (a broken picture, too few markers), or None."""
+        try:
+            for picture in problem.images:
+                open_image(picture)
+            self.count_prompt_tokens(problem)
+        except RequestError as error:
+            return str(error)
+        return None
+
     def check_images(self, encoded: EncodedPrompt) -> None:
         """Raises RequestError naming the problem unless image tokens and image features are equal in number.
 

@@ -29,7 +29,7 @@ from vr1lib.data.sources import Reject
 from vr1lib.loss import LossOutput, Normalisation, RatioLevel, grpo_loss, token_logprobs
 from vr1lib.models.rollout_local import Sampled, complete, sample, to_completion
 from vr1lib.models.vlm import EncodedPrompt, Vlm, collate_prompts
-from vr1lib.records import Graded, Problem, RequestError, open_image
+from vr1lib.records import Graded, Problem
 from vr1lib.reward import grade_completion
 from vr1lib.schedule import Schedule
 
@@ -171,21 +171,15 @@ def usable_problems(vlm: Vlm, problems: Sequence[Problem]) -> tuple[list[Problem
     """Problems that this model can be shown and whose gold our grader accepts from itself; the rest with reasons."""
     usable, rejects = [], []
     for problem in tqdm(problems, desc="Checking problems", unit="problem", mininterval=2):
-        reason, detail = None, ""
         verdict = grade_answer(problem.answer, problem.answer, problem.choices)
         if not verdict.ok:
-            reason, detail = "gold does not grade itself", f"{problem.answer!r}: {verdict.reason}"
-        else:
-            try:
-                for picture in problem.images:
-                    open_image(picture)
-                vlm.count_prompt_tokens(problem)
-            except RequestError as error:
-                reason, detail = "cannot be shown", str(error)
-        if reason:
-            rejects.append(Reject(id=problem.id, reason=reason, detail=detail, source=problem.source, step="grpo"))
+            fault = ("gold does not grade itself", f"{problem.answer!r}: {verdict.reason}")
+        elif detail := vlm.why_not_shown(problem):
+            fault = ("cannot be shown", detail)
         else:
             usable.append(problem)
+            continue
+        rejects.append(Reject(id=problem.id, reason=fault[0], detail=fault[1], source=problem.source, step="grpo"))
     return usable, rejects
 
 

@@ -19,7 +19,7 @@ from vr1lib.workbench.tracking import LAUNCHED, claim_folder, now, read_manifest
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 TRACEBACK_LINES = 12
-SPIN_COUNT = "1000"  # how long torch's idle threads spin: by default so long that beside one busy process all runs 10× slower
+SPIN_COUNT = "1000"  # torch's waiting threads: with the default, a step beside one busy process takes 10 times as long
 TEXT_BARS = "import sys; sys.modules['tqdm.notebook'] = None"  # tqdm.auto: a terminal shows text, but no widgets
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
