@@ -150,6 +150,8 @@ class ColdSftParameters(Parameters):
         None, description="Problems (.jsonl) to answer after training: does it overthink? null for none."
     )
     evaluation_limit: int = Field(200, ge=1, description="At most so many of them; our choice.")
+    evaluation_temperature: float = Field(0.6, ge=0, description="Its temperature; 0 is greedy (authors: 0.6).")
+    evaluation_top_p: float = Field(0.95, gt=0, le=1, description="Its nucleus (authors: 0.95).")
     max_completion_tokens: int = Field(128, ge=1, description="Longest answer to them, in tokens; our choice.")
 
 
