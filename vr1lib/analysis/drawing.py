@@ -31,14 +31,14 @@ PROGRESSIONS: dict[str, dict[str, Any]] = {
     "D": {
         "title": "Average length over training",
         "unit": "tokens",
-        "keys": {"length/mean": "sampled in training", "eval/length_mean": "greedy, held-out"},
+        "keys": {"length/mean": "sampled in training", "eval/length_mean": "held-out problems"},
         "factor": 1,
         "top": None,
     },
     "E": {
         "title": "Average accuracy over training",
         "unit": "right, %",
-        "keys": {"eval/accuracy": "greedy, held-out"},
+        "keys": {"eval/accuracy": "held-out problems"},
         "factor": 100,
         "top": 100,
     },

@@ -29,7 +29,7 @@ OPTIONAL = {
 }
 BYTES_PER_WEIGHT = {"full": 16.0, "lora": 2.5, "qlora": 0.9, "inference": 2.0}
 ALLOWANCE_GIB = {"full": 8, "lora": 8, "qlora": 8, "inference": 4}
-SIZE_IN_NAME = re.compile(r"(\d+(?:\.\d+)?)B\b", re.IGNORECASE)
+SIZE_IN_NAME = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)B(?![A-Za-z0-9])", re.IGNORECASE)
 
 
 def examine() -> dict[str, Any]:

@@ -57,9 +57,13 @@ class Parameters(BaseModel):
         return as_numbers(value, cls.model_fields[info.field_name].annotation)
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(
-            self.model_dump(), sort_keys=False, default_flow_style=None, allow_unicode=True, width=120
-        )
+        """One line a parameter, as the files in params/ are written."""
+
+        def value(item: Any) -> str:
+            text = yaml.safe_dump(item, default_flow_style=True, allow_unicode=True, sort_keys=False, width=math.inf)
+            return text.removesuffix("\n...\n").removesuffix("\n")
+
+        return "".join(f"{name}: {value(item)}\n" for name, item in self.model_dump().items())
 
 
 class BaseModelParameters(Parameters):
