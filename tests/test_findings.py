@@ -43,6 +43,14 @@ def test_a_lift_is_told_with_its_points_and_interval(problems):
     assert shorter.verdict == "as in the paper" and "60.0 → 30.0 tokens, −30.0 tokens" in shorter.ours
 
 
+def test_ending_below_the_base_is_the_opposite_of_the_paper(problems):
+    base = model_of("base", problems, [1] * 55 + [0] * 5)
+    final = model_of("Vision-R1", problems, [1] * 30 + [0] * 30)
+    found = by_claim(say.findings([base, final], []), "above the base")
+    assert found.verdict == "the opposite of the paper" and "Vision-R1 is below base: −41.7 points" in found.ours
+    assert by_claim(say.findings([final, base], []), "above the base").verdict == found.verdict  # order tells nothing
+
+
 def test_a_fall_is_told_as_a_fall(problems):
     cold = model_of("CI", problems, [1] * 50 + [0] * 10)
     final = model_of("Vision-R1", problems, [1] * 20 + [0] * 40)
@@ -115,7 +123,7 @@ def test_stages_too_short_to_tell_give_no_finding():
 def test_reflection_that_training_removes_is_told(problems):
     base, cold = model_of("base", problems, [1] * 60, 1), model_of("CI", problems, [1] * 60, 5)
     gone = say.reflection_survives(base, cold, model_of("Vision-R1", problems, [1] * 60, 1))
-    assert gone.verdict == "undecided"
+    assert gone.verdict == "the opposite of the paper"
     assert "CI 200 / 0 / 0" in gone.ours and "training removed 100 %" in gone.ours
     kept = say.reflection_survives(base, cold, model_of("Vision-R1", problems, [1] * 60, 3))
     assert kept.verdict == "as in the paper" and "Vision-R1 100 / 0 / 0" in kept.ours

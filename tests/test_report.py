@@ -72,8 +72,8 @@ def test_the_numbers_of_the_report_are_the_summarys(report):
 
 def test_every_finding_stands_with_its_verdict(report):
     page, _ = report
-    assert page.count('class="finding ') == 7
-    assert page.count("as in the paper</span>") + page.count("undecided</span>") + page.count("opposite") >= 7
+    assert page.count('class="finding ') == 8
+    assert page.count("as in the paper</span>") + page.count("undecided</span>") + page.count("opposite") >= 8
 
 
 def test_examples_take_turns_among_the_patterns_of_who_is_right(runs):

@@ -51,6 +51,7 @@ def findings(
         cold_start_lowers_accuracy(base, cold),
         overthinking(cold),
         ptst_lifts_accuracy(cold, final),
+        ends_above_base(base, final),
         ptst_shortens(cold, final),
         *[finding for run in staged for finding in stages_shorten_then_lengthen(run)],
         reflection_survives(base, cold, final),
@@ -104,6 +105,14 @@ def ptst_lifts_accuracy(cold: ScoredModel | None, final: ScoredModel | None) -> 
     paper = "44.5 % → 55.4 %: +10.9 points (Table 4)"
     if not cold or not final or not (pair := compare(cold, final)):
         return Finding(claim, paper, untested("CI", "Vision-R1"), "not tested")
+    return Finding(claim, paper, accuracy_sentence(pair), accuracy_verdict(pair, expected=1))
+
+
+def ends_above_base(base: ScoredModel | None, final: ScoredModel | None) -> Finding:
+    claim = "Cold start and RL together end above the base."
+    paper = "49.6 % → 55.4 %: +5.8 points (Table 1)"
+    if not base or not final or not (pair := compare(base, final)):
+        return Finding(claim, paper, untested("base", "Vision-R1"), "not tested")
     return Finding(claim, paper, accuracy_sentence(pair), accuracy_verdict(pair, expected=1))
 
 
@@ -169,6 +178,8 @@ def reflection_survives(base: ScoredModel | None, cold: ScoredModel | None, fina
         before, after = sum(words_each(cold.graded)), sum(words_each(final.graded))
         if before and after < before / 2:
             ours += f" Of {cold.label}'s reflection, training removed {100 * (1 - after / before):.0f} %."
+    if not any(words_each(final.graded)):  # no doubt about it: not one such word in any completion
+        return Finding(claim, paper, ours, "the opposite of the paper")
     return Finding(claim, paper, ours, verdict(difference, expected=1))
 
 

@@ -57,6 +57,7 @@ def execute(stem: str, notebook: Path, params: Parameters) -> int:
     if code == DONE and read_manifest(folder)["status"] != "finished":
         code, error = FAILED, f"notebooks/{stem}.ipynb ended without run.finish(...); add it as the last cell"
     settle(folder, code, error)
+    keep_last_state_of_bars(folder / "notebook.ipynb")
     lock.close()
     if code == DONE:
         print(f"{stem}: finished in {time.monotonic() - started:.0f} s, {shown(folder)}")
@@ -107,6 +108,29 @@ def failure_page(error: Any, output: Path) -> str:
     lines = COLOURS.sub("", "\n".join(error.traceback)).splitlines()[-TRACEBACK_LINES:]
     cell = f"cell In [{error.exec_count}] failed: {first_line.strip()}"
     return "\n".join([cell, *(f"    {line}" for line in lines), f"the notebook so far: {shown(output)}"])
+
+
+def keep_last_state_of_bars(path: Path) -> None:
+    """In the executed notebook a progress bar is one line, as it was last, instead of one for each state."""
+    if not path.exists():
+        return
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        merged: list[Any] = []
+        for output in cell.get("outputs", []):
+            if merged and output.output_type == "stream" == merged[-1].output_type and output.name == merged[-1].name:
+                merged[-1].text += output.text
+            else:
+                merged.append(output)
+        for output in merged:
+            if output.output_type == "stream":
+                lines = output.text.split("\n")
+                output.text = "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines)
+        if merged:
+            cell.outputs = merged
+    nbformat.write(notebook, path)
 
 
 def settle(folder: Path, code: int, error: str) -> None:
