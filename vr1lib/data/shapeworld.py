@@ -2,11 +2,12 @@
 
 No weights or data sets can be downloaded in a test or on a newcomer's laptop, so the workbench carries a world that a
 tiny Qwen2.5-VL learns in minutes (our choice; nothing of it is in the paper). A picture is a grid of 28-pixel cells,
-one cell one image token. Four families line up with MathVista's tasks and skills:
+one cell one image token. Five families line up with MathVista's tasks and skills:
 
     counting   "How many red?"                    general counting      arithmetic (ARI)
     chart      "How tall is the red bar?"         figure question       statistical (STA)
     length     "How long is the red line?"        geometry problem      geometry (GEO, GPS)
+    angle      "Which angle has the red line?"    geometry problem      geometry (GEO, GPS)
     word       "Each red costs 3. Cost of red?"   math word problem     arithmetic (ARI)
 
 The scripted teacher knows the scene. It writes each row's colours, the asked colour with its count and the running
@@ -39,6 +40,7 @@ FAMILIES = {
     "counting": {"task": "visual question answering", "skills": ["arithmetic reasoning"]},
     "chart": {"task": "figure question answering", "skills": ["statistical reasoning"]},
     "length": {"task": "geometry problem solving", "skills": ["geometry reasoning"]},
+    "angle": {"task": "geometry problem solving", "skills": ["geometry reasoning"]},
     "word": {"task": "math word problem", "skills": ["arithmetic reasoning"]},
 }
 SPLITS = ("train", "cold", "rl", "dev", "test")
@@ -124,9 +126,26 @@ def render(scene: dict[str, Any]) -> Image.Image:
                 box = [left, top + 8, left + CELL - 1, top + CELL - 9]
             if scene["family"] in ("counting", "word"):
                 draw.ellipse(box, fill=COLOURS[colour])
+            elif scene["family"] == "angle":
+                _draw_joint(draw, grid, row, column)
             else:
                 draw.rectangle(box, fill=COLOURS[colour])
     return image
+
+
+def _draw_joint(draw: ImageDraw.ImageDraw, grid: list[list[str]], row: int, column: int) -> None:
+    """A thick line's piece in one cell: from its centre to every neighbour of the same colour."""
+    colour, half = grid[row][column], CELL // 2
+    centre = (column * CELL + half, row * CELL + half)
+    for down, right in ((0, 1), (1, 0), (0, -1), (-1, 0)):
+        if (
+            0 <= row + down < len(grid)
+            and 0 <= column + right < len(grid)
+            and grid[row + down][column + right] == colour
+        ):
+            end = (centre[0] + right * half, centre[1] + down * half)
+            box = [min(centre[0], end[0]) - 5, min(centre[1], end[1]) - 5]
+            draw.rectangle([*box, max(centre[0], end[0]) + 5, max(centre[1], end[1]) + 5], fill=COLOURS[colour])
 
 
 # ---------------------------------------------------------------------------------------------- the teacher's words
@@ -193,6 +212,8 @@ def _pass_lines(scene: dict[str, Any], slip_row: int | None, rng: random.Random 
 
 
 def _close(scene: dict[str, Any]) -> list[str]:
+    if scene["family"] == "angle":
+        return ["It turns once."] if _answer(scene) == 90 else ["It does not turn."]
     if scene["family"] != "word":
         return []
     count = sum(row.count(scene["target"]) for row in scene["grid"])
@@ -214,6 +235,10 @@ def _draw_scene(rng: random.Random, family: str, size: int) -> dict[str, Any]:
             for row in range(size - rng.randint(1, size), size):
                 grid[row][column] = colour
         target = rng.choice(bars)
+    elif family == "angle":
+        target = rng.choice(colours)
+        for row, column in _path(rng, size):
+            grid[row][column] = target
     else:
         lines = rng.sample(colours, size)
         for row, colour in enumerate(lines):
@@ -227,17 +252,38 @@ def _draw_scene(rng: random.Random, family: str, size: int) -> dict[str, Any]:
     return scene
 
 
+def _path(rng: random.Random, size: int) -> list[tuple[int, int]]:
+    """The cells of a straight line, or of two arms of one to `size` - 1 cells that meet in a corner."""
+    row, column = rng.randrange(size), rng.randrange(size)
+    across = [(row, other) for other in _arm(rng, column, size)]
+    down = [(other, column) for other in _arm(rng, row, size)]
+    return rng.choice([[(row, column), *across], [(row, column), *down], [(row, column), *across, *down]])
+
+
+def _arm(rng: random.Random, start: int, size: int) -> list[int]:
+    """Places from the one beside `start` outwards, in a direction that has room."""
+    before, after = list(range(start - 1, -1, -1)), list(range(start + 1, size))
+    side = rng.choice([places for places in (before, after) if places])
+    return side[: rng.randint(1, len(side))]
+
+
 def _question(scene: dict[str, Any]) -> str:
     target = scene["target"]
     return {
         "counting": f"How many {target}?",
         "chart": f"How tall is the {target} bar?",
         "length": f"How long is the {target} line?",
+        "angle": f"Which angle has the {target} line?",
         "word": f"Each {target} costs {scene.get('price')}. Cost of all {target}?",
     }[scene["family"]]
 
 
 def _answer(scene: dict[str, Any]) -> int:
+    """The gold: an angle in degrees, or the number of target cells, times the price in a word problem."""
+    if scene["family"] == "angle":
+        cells = [(r, c) for r, row in enumerate(scene["grid"]) for c, cell in enumerate(row) if cell == scene["target"]]
+        rows, columns = ({cell[axis] for cell in cells} for axis in (0, 1))
+        return 90 if len(rows) > 1 and len(columns) > 1 else 180
     return sum(row.count(scene["target"]) for row in scene["grid"]) * scene.get("price", 1)
 
 
