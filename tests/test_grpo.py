@@ -99,6 +99,17 @@ def test_stages_change_group_and_length_inside_one_run(vlm, problems):
     assert all(known for step in seen for _, _, known in step)
 
 
+def test_updates_run_in_training_mode_so_that_checkpointing_works(folder, problems):
+    vlm = loud(load_vlm(folder, gradient_checkpointing=True))
+    modes = []
+    vlm.model.model.language_model.layers[0].register_forward_pre_hook(
+        lambda layer, _: modes.append((layer.training, torch.is_grad_enabled()))
+    )
+    train_grpo(vlm, problems, Schedule([(4, 2, 1)]), SETTINGS, log=lambda row: None)
+    assert (True, True) in modes and (False, False) in modes  # updates, sampling
+    assert (False, True) not in modes and not vlm.model.training
+
+
 def test_gradient_is_that_of_a_plain_row_by_row_computation(vlm, problems):
     settings = replace(SETTINGS, max_gradient_norm=1e9)
     rollouts = sampled_rollouts(vlm, problems[:2])

@@ -90,6 +90,7 @@ def train_grpo(
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     reference = frozen_reference(vlm) if settings.kl_coefficient > 0 else None
     vlm.model, optimizer = accelerator.prepare(vlm.model, optimizer)
+    vlm.model.train()  # gradient checkpointing works in training mode only; the sampler leaves it for its own time
     generator = torch.Generator(device=vlm.device).manual_seed(settings.seed)
     stream = shuffled_epochs(problems, settings.seed)
     by_id = {problem.id: problem for problem in [*problems, *evaluation_problems]}
@@ -142,6 +143,7 @@ def train_grpo(
         }
         log(metrics)
         log_completions([rollout.graded for rollout in rollouts], by_id)
+    vlm.model.eval()
 
 
 # ------------------------------------------------------------------------------------------------ from samples to rows
