@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 MAX_IMAGE_PIXELS = 100_000_000  # our choice: above any benchmark picture, below what unpacks into gigabytes
@@ -134,12 +134,16 @@ def inside(root: Path, relative: str | Path, where: str) -> Path:
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """The picture as RGB, transparency laid on white. Raises RequestError for anything that is not a sound picture."""
+    """The picture as RGB, upright (EXIF), transparency laid on white.
+
+    Raises RequestError for anything that is not a sound picture, or is too large to unpack.
+    """
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_IMAGE_PIXELS:
                 size = f"{image.width}×{image.height}"
                 raise RequestError(f"{path}: picture of {size} pixels; scale it below {MAX_IMAGE_PIXELS:,} pixels")
+            image = ImageOps.exif_transpose(image)
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 background = Image.new("RGBA", image.size, "white")
