@@ -213,7 +213,7 @@ def _pass_lines(scene: dict[str, Any], slip_row: int | None, rng: random.Random 
 
 def _close(scene: dict[str, Any]) -> list[str]:
     if scene["family"] == "angle":
-        return ["It turns once."] if _answer(scene) == 90 else ["It does not turn."]
+        return ["It turns: the angle is 90."] if _answer(scene) == 90 else ["It goes straight: the angle is 180."]
     if scene["family"] != "word":
         return []
     count = sum(row.count(scene["target"]) for row in scene["grid"])
