@@ -240,6 +240,9 @@ class BenchmarkParameters(Parameters):
     max_pixels: int | None = Field(
         None, ge=1, description="Largest picture area shown; null: as the model was trained."
     )
+    accept_other_spec: bool = Field(
+        False, description="Score under other pixels than the model was trained with; else they are refused."
+    )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Number type of the weights; our choice.")
 
 
