@@ -221,9 +221,12 @@ def test_offline_run_keeps_wandb_in_the_run_folder(begin, home, monkeypatch):
     assert run.board.run is not None, "a call into W&B failed"
     run.finish()
     assert run.manifest["wandb"]["mode"] == "offline" and run.manifest["wandb"]["run_id"]
-    record = next((run.folder / "wandb").glob("offline-run-*/run-*.wandb")).read_bytes()
+    (record,) = (run.folder / "wandb").glob("offline-run-*/run-*.wandb")
+    until = time.monotonic() + 20  # another process writes it, and once in a while it was seen to come late
+    while record.stat().st_size < 1000 and time.monotonic() < until:
+        time.sleep(0.1)
     for trace in (b"50_analysis-copy", b"input-a", b"loss", b"completions"):
-        assert trace in record
+        assert trace in record.read_bytes()
     staged = [path.read_bytes()[:4] for path in (run.folder / "wandb" / "artifacts").rglob("*") if path.is_file()]
     assert b"\x89PNG" in staged, "the table's pictures are not in the run folder"
 
