@@ -115,3 +115,13 @@ def test_completions_keep_order_ids_and_count_the_end_token(vlm, problems):
     assert [(row.problem_id, row.sample) for row in completions] == [(p.id, s) for p in problems for s in range(3)]
     assert sum(done) == len(completions)
     assert all(1 <= row.tokens <= 8 and "<|im_end|>" not in row.text for row in completions)
+
+
+def test_problems_without_pictures_do_not_depend_on_their_neighbours_either(vlm, problems):
+    texts = ["How many red?", "How many red are there, if all of them are blue, or green, or yellow?"]
+    prompts = [vlm.encode_prompt(problems[0].model_copy(update={"images": [], "question": text})) for text in texts]
+    together = sample(vlm, prompts, group_size=1, max_completion_tokens=16, temperature=0)
+    for prompt, group in zip(prompts, together, strict=True):
+        alone = sample(vlm, [prompt], group_size=1, max_completion_tokens=16, temperature=0)
+        assert alone[0][0].token_ids == group[0].token_ids
+        assert alone[0][0].logprobs == pytest.approx(group[0].logprobs, abs=1e-4)

@@ -143,10 +143,15 @@ def choose(
 
 
 def next_positions(model, batch: dict[str, Tensor]) -> Tensor:
-    """The rotary position that follows each prompt [rows]: a picture of h×w tokens advances it by max(h, w) only."""
-    lengths = batch["attention_mask"].sum(dim=1)
+    """The rotary position that follows each prompt [rows]: a picture of h×w tokens advances it by max(h, w) only.
+
+    With pictures the model counts each row's own tokens; a batch without any it counts from the padding on.
+    """
+    mask = batch["attention_mask"]
     deltas = getattr(base_model(model), "rope_deltas", None) if "image_grid_thw" in batch else None
-    return lengths if deltas is None else lengths + deltas.view(-1).to(lengths.device)
+    if deltas is None:
+        return torch.full_like(mask[:, 0], mask.shape[1])
+    return mask.sum(dim=1) + deltas.view(-1).to(mask.device)
 
 
 def base_model(model):
