@@ -14,7 +14,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import psutil
@@ -63,14 +63,12 @@ class GrpoSettings:
 
 @dataclass
 class Rollout:
-    """A sampled completion on its way from sampler to loss: `problem_id` is asserted at every meeting."""
+    """A sampled completion on its way from sampler to loss; prompt and verdict carry their problem's id."""
 
-    problem_id: str
     prompt: EncodedPrompt
     sampled: Sampled
     graded: Graded
     advantage: float = 0.0
-    old_logprobs: Tensor = field(default_factory=lambda: torch.empty(0))  # [tokens]
     reference_logprobs: Tensor | None = None  # [tokens]
 
 
@@ -165,7 +163,7 @@ def grade_groups(
             completion = to_completion(vlm, problem, sampled, number, step, stage)
             graded = grade_completion(completion, problem, reward)
             assert prompt.problem_id == graded.problem_id, f"prompt of {prompt.problem_id} met {graded.problem_id}"
-            rollouts.append(Rollout(problem.id, prompt, sampled, graded))
+            rollouts.append(Rollout(prompt, sampled, graded))
     return rollouts
 
 
@@ -209,12 +207,8 @@ def update_policy(
 ) -> dict[str, float]:
     """One pass over the rollouts in `updates_per_step` optimizer steps; returns the step's loss metrics."""
     parts = [rollouts[start :: settings.updates_per_step] for start in range(settings.updates_per_step)]
-    on_policy = (
-        len(parts) == 1
-    )  # the policy that is updated is the one that sampled: its own log-probs are the old ones
+    on_policy = len(parts) == 1  # the policy that sampled is the one updated: its own log-probs are the old ones
     totals: dict[str, float] = {}
-    for rollout in rollouts:
-        rollout.old_logprobs = torch.tensor(rollout.sampled.logprobs)
     if reference is not None:
         with reference() as model, torch.no_grad():
             for rows in micro_batches(rollouts, settings.micro_batch_tokens):
@@ -226,7 +220,7 @@ def update_policy(
         for rows in micro_batches(part, settings.micro_batch_tokens):
             logprobs, entropies = completion_logprobs(vlm, vlm.model, rows, settings.temperature)
             mask = completion_mask(rows).to(logprobs.device)
-            old = padded([row.old_logprobs for row in rows]).to(logprobs.device)
+            old = padded([torch.tensor(row.sampled.logprobs) for row in rows]).to(logprobs.device)
             output = grpo_loss(
                 logprobs,
                 logprobs.detach() if on_policy else old,
