@@ -93,13 +93,20 @@ def summary_rows(models: Sequence[ScoredModel]) -> list[dict[str, Any]]:
     return [
         {
             "model": row["model"],
-            "right, %": round(100 * row["accuracy"], 1),
-            "95 % interval": f"{100 * row['low']:.1f} – {100 * row['high']:.1f}",
+            **accuracy_cells(row),
             "mean length, tokens": round(row["mean_length"], 1),
             "n": row["n"],
         }
         for row in summary(models)
     ]
+
+
+def accuracy_cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    """An accuracy and its interval as a table shows them; `row` holds accuracy, low and high as shares."""
+    return {
+        "right, %": round(100 * row["accuracy"], 1),
+        "95 % interval": f"{100 * row['low']:.1f} – {100 * row['high']:.1f}",
+    }
 
 
 def table_4_rows(models: Sequence[ScoredModel]) -> list[dict[str, Any]]:
@@ -263,8 +270,7 @@ def score_rows(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "benchmark": row["benchmark"],
-            "right, %": round(100 * row["accuracy"], 1),
-            "95 % interval": f"{100 * row['low']:.1f} – {100 * row['high']:.1f}",
+            **accuracy_cells(row),
             "mean length, tokens": round(row["mean_length_tokens"], 1),
             "n": row["n"],
             "left out": sum(row["left_out"].values()),
