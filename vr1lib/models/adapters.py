@@ -68,9 +68,9 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
     return model
 
 
-def save_adapter(model: PeftModel, folder: Path) -> None:
-    """The policy's adapter alone, in peft's own format."""
-    weights = get_peft_model_state_dict(model, adapter_name=POLICY, save_embedding_layers=False)
+def save_adapter(model: PeftModel, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """The policy's adapter alone, in peft's own format; from `weights` (name → whole tensor) if they are given."""
+    weights = get_peft_model_state_dict(model, weights, adapter_name=POLICY, save_embedding_layers=False)
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "adapter_model.safetensors")
     model.peft_config[POLICY].save_pretrained(folder)
 

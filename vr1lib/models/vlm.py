@@ -364,20 +364,21 @@ def _settle_specs(
     return image_spec or own["image_spec"], prompt_spec or own["prompt_spec"]
 
 
-def save_vlm(vlm: Vlm, folder: str | Path) -> None:
+def save_vlm(vlm: Vlm, folder: str | Path, weights: dict[str, torch.Tensor] | None = None) -> None:
     """Write a plain Hugging Face folder: safetensors, tokenizer, chat template, processor, and `vr1_spec.json`.
 
     Under LoRA and QLoRA the weights are the adapter alone in peft's format, and `vr1_spec.json` names its base.
+    `weights` (name → whole tensor) stand in for the model's own where those are sharded over processes.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model = extract_model_from_parallel(vlm.model)
     if vlm.method == "full":
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
     else:
         from vr1lib.models.adapters import save_adapter
 
-        save_adapter(model, folder)
+        save_adapter(model, folder, weights)
     vlm.tokenizer.save_pretrained(folder)
     _write_json(folder / "preprocessor_config.json", vlm.image_spec.preprocessor_config())
     _write_json(

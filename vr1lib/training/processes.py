@@ -1,0 +1,69 @@
+"""Many processes, by accelerate: which one speaks, how the model is spread, how numbers are added up.
+
+One process per GPU (per torchrun rank; gloo ranks on a CPU). "none": every process holds the whole model and gradients
+are averaged (DDP). "fsdp2": weights, gradients and optimizer are sharded over the processes by `fully_shard`, a decoder
+layer at a time. accelerate switches sharding on for accelerators only; over gloo it works as well, which is how it is
+tested, so here it is switched on there too.
+"""
+
+from typing import Literal
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from vr1lib.records import RequestError
+
+Sharding = Literal["none", "fsdp2"]
+
+
+def accelerator_for(model: torch.nn.Module, sharding: Sharding, bfloat16: bool = False) -> Accelerator:
+    """The Accelerator of this process for `model` (not prepared yet). `bfloat16` computes in bf16 over float32 weights.
+
+    Raises RequestError for sharding within a single process.
+    """
+    plugin = None
+    if sharding == "fsdp2":
+        if PartialState().num_processes == 1:
+            raise RequestError("sharding = 'fsdp2' in one process: nothing to share; set processes, or sharding: none")
+        plugin = sharding_plugin(model)
+    unused = any(parameter.requires_grad for name, parameter in model.named_parameters() if "visual" in name)
+    accelerator = Accelerator(
+        cpu=next(model.parameters()).device.type == "cpu",
+        mixed_precision="bf16" if bfloat16 else "no",
+        fsdp_plugin=plugin,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],  # a batch without pictures
+    )
+    if plugin is not None:
+        shard_on_any_device(accelerator, plugin)
+    return accelerator
+
+
+def sharding_plugin(model: torch.nn.Module) -> FullyShardedDataParallelPlugin:
+    """FSDP2 with one shard unit per decoder layer and vision block."""
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        reshard_after_forward=True,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=sorted(model._no_split_modules),
+    )
+
+
+def shard_on_any_device(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
+    if accelerator.state.distributed_type == DistributedType.MULTI_CPU:
+        accelerator.state.fsdp_plugin = plugin
+        for state in (accelerator.state, PartialState()):
+            state.distributed_type = DistributedType.FSDP
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A parameter's full value: a shard is gathered (every process must call), anything else is itself."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def over_processes(value: float | Tensor, accelerator: Accelerator) -> float:
+    """The sum of a number over all processes, in double precision."""
+    return float(accelerator.reduce(torch.as_tensor(value, dtype=torch.float64, device=accelerator.device), "sum"))
