@@ -67,3 +67,7 @@ def whole(tensor: Tensor) -> Tensor:
 def over_processes(value: float | Tensor, accelerator: Accelerator) -> float:
     """The sum of a number over all processes, in double precision."""
     return float(accelerator.reduce(torch.as_tensor(value, dtype=torch.float64, device=accelerator.device), "sum"))
+
+
+class TrainingStopped(RuntimeError):
+    """Training cannot go on (too many bad steps in a row); the message is one line and says where to look."""
