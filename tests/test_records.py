@@ -1,11 +1,12 @@
 """Records and their files: paths stay inside, errors name file, line and field, pictures are what they say."""
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from vr1lib.records import Problem, RequestError, open_image, read_jsonl, write_jsonl
+from vr1lib.records import Problem, RequestError, open_image, read_jsonl, write_image, write_jsonl
 
 ROW = {"id": "p1", "images": [], "question": "How many?", "answer": "3", "source": "test", "split": "rl"}
 
@@ -104,3 +105,13 @@ def test_a_cut_picture_and_a_huge_one_are_refused(tmp_path):
     Image.new("1", (20_000, 6_000)).save(tmp_path / "huge.png")
     with pytest.raises(RequestError, match="20000×6000"):
         open_image(tmp_path / "huge.png")
+
+
+def test_a_picture_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.png"
+    write_image(Image.new("RGB", (4, 4), "red"), path)
+    broken = Image.new("RGB", (4, 4), "blue")
+    broken.save = lambda target: (Path(target).write_bytes(b"half"), 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_image(broken, path)
+    assert open_image(path).getpixel((0, 0)) == (255, 0, 0)

@@ -155,6 +155,13 @@ def open_image(path: str | Path) -> Image.Image:
         raise RequestError(f"{path}: not a readable picture ({error}); replace or remove it") from None
 
 
+def write_image(image: Image.Image, path: Path) -> None:
+    """Save a picture whole: neither a kill nor another process writing the same picture leaves half a file."""
+    new = path.with_name(f".{os.getpid()}-{path.name}")
+    image.save(new)
+    os.replace(new, path)
+
+
 def first_error(error: ValidationError) -> str:
     """The first complaint of a pydantic error in one line: field, value, what was expected."""
     detail = error.errors()[0]

@@ -26,7 +26,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from vr1lib.records import Problem, RequestError
+from vr1lib.records import Problem, RequestError, write_image
 
 CELL = 28  # pixels: one image token of Qwen2.5-VL (patch 14, merge 2)
 COLOURS = {
@@ -86,7 +86,7 @@ def make_problems(
             continue
         seen.add(key)
         path = (images / f"{split}_{key}.png").resolve()
-        render(scene).save(path)
+        write_image(render(scene), path)
         family = scene["family"]
         problems.append(
             Problem(

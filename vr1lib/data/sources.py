@@ -31,7 +31,7 @@ from PIL import Image
 
 from vr1lib.answers import grade_answer
 from vr1lib.prompts import IMAGE_MARKER, OPTION_LETTERS, prompt_parts
-from vr1lib.records import MAX_IMAGE_PIXELS, Problem, Record, RequestError, inside, open_image, read_jsonl
+from vr1lib.records import MAX_IMAGE_PIXELS, Problem, Record, RequestError, inside, open_image, read_jsonl, write_image
 
 NUMBERED_MARKER = re.compile(r"<image(\d+)>")
 SUFFIXES = {
@@ -352,7 +352,7 @@ def cut_panels(picture: str | Path, count: int, folder: Path, name: str) -> list
     paths = []
     for number, (top, bottom) in enumerate(panels, start=1):
         path = (folder / f"{_file_name(name)}-{number}.png").resolve()
-        image.crop((0, top, image.width, bottom)).save(path)
+        write_image(image.crop((0, top, image.width, bottom)), path)
         paths.append(str(path))
     return paths
 
