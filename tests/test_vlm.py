@@ -172,7 +172,7 @@ def test_special_tokens_written_in_a_question_or_answer_are_plain_text(vlm, fold
     row = vlm.encode_row(problem(folder, "c", question=question), "It is <|vision_start|>.")
     assert row.mm_token_type_ids.sum() == 2
     assert (row.input_ids == vlm.end_of_turn_id).sum() == 2  # the two turns' own
-    assert (row.input_ids == vlm.vision_start_id).sum() == 1
+    assert (row.input_ids == vlm.tokenizer.convert_tokens_to_ids("<|vision_start|>")).sum() == 1
     assert question in vlm.tokenizer.decode(row.input_ids)
 
 
@@ -195,9 +195,7 @@ def test_a_long_prompt_is_counted_without_reading_pixels_and_never_cut(vlm, fold
 
 def test_a_cut_prompt_is_refused_by_problem(vlm, folder):
     prompt = vlm.encode_prompt(problem(folder, "a"))
-    cut = EncodedPrompt(
-        "p7", prompt.input_ids[:8], prompt.mm_token_type_ids[:8], prompt.pixel_values, prompt.image_grid_thw
-    )
+    cut = EncodedPrompt("p7", prompt.input_ids[:8], {}, prompt.picture_inputs)
     with pytest.raises(RequestError, match="problem p7: 4 image tokens for 9 image features"):
         vlm.check_images(cut)
 

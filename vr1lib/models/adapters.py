@@ -8,7 +8,6 @@ without it the model would be the one before the cold start.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -16,28 +15,21 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors.torch import save_file
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-LoraTargets = Literal["language", "language+vision"]
-
 POLICY, START = "default", "start"
-TARGETS: dict[LoraTargets, str] = {
-    "language": r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
-    "language+vision": r".*(language_model|visual\.blocks|visual\.merger).*"
-    r"\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|qkv|proj|mlp\.(0|2))",
-}
 
 
-def four_bit(compute_type: torch.dtype) -> BitsAndBytesConfig:
+def four_bit(compute_type: torch.dtype, unquantised: list[str]) -> BitsAndBytesConfig:
     """QLoRA's NF4 with double quantisation for the language model's linear layers.
 
-    The vision tower and the head stay in `compute_type` (our choice: a small part of the memory, and what is seen first
-    and said last).
+    The modules in `unquantised`, vision tower and head, stay in `compute_type` (our choice: a small part of the memory,
+    and what is seen first and said last).
     """
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_type,
-        llm_int8_skip_modules=["model.visual", "lm_head"],  # matched from the start of a module's full name
+        llm_int8_skip_modules=unquantised,  # matched from the start of a module's full name
     )
 
 
@@ -52,11 +44,10 @@ def keep_trainable(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def add_adapter(model: PreTrainedModel, rank: int, alpha: float, dropout: float, targets: LoraTargets) -> PeftModel:
-    """A fresh adapter, zero in effect, float32 whatever the base; everything else is frozen."""
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=TARGETS[targets], task_type="CAUSAL_LM"
-    )
+def add_adapter(model: PreTrainedModel, rank: int, alpha: float, dropout: float, linear: str) -> PeftModel:
+    """A fresh adapter on the layers whose names match `linear`, zero in effect, float32 whatever the base; everything
+    else is frozen."""
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=linear, task_type="CAUSAL_LM")
     return get_peft_model(model, config)
 
 

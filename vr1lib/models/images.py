@@ -80,6 +80,17 @@ class ImageSpec:
         resized_height, resized_width = self.resized(height, width)
         return (resized_height // self.token_side) * (resized_width // self.token_side)
 
+    def encode(self, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
+        """A prompt's RGB pictures as model inputs, in order; nothing for none."""
+        if not pictures:
+            return {}
+        patches, grids = zip(*map(self.patches, pictures))
+        return {"pixel_values": torch.cat(patches), "image_grid_thw": torch.stack(grids)}
+
+    def tokens_of(self, encoded: dict[str, torch.Tensor]) -> int:
+        """How many image tokens encoded pictures stand for."""
+        return int(encoded["image_grid_thw"].prod(dim=1).sum()) // self.merge_size**2 if encoded else 0
+
     def patches(self, picture: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
         """An RGB picture as pixel values [patches, 3·temporal·patch·patch] float32 and its grid [3] (1, rows, columns).
 
@@ -97,9 +108,8 @@ class ImageSpec:
         return torch.from_numpy(blocks.reshape(rows * columns, -1)), torch.tensor([1, rows, columns])
 
     def preprocessor_config(self) -> dict:
-        """The specification as Hugging Face's preprocessor_config.json for Qwen2.5-VL."""
+        """The specification as Hugging Face's preprocessor_config.json has it."""
         return {
-            "processor_class": "Qwen2_5_VLProcessor",
             "image_processor_type": "Qwen2VLImageProcessor",
             "patch_size": self.patch_size,
             "merge_size": self.merge_size,

@@ -19,8 +19,9 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
+from vr1lib.models.families import FAMILIES
 from vr1lib.models.images import ImageSpec
-from vr1lib.models.vlm import CHAT_TEMPLATE, Vlm, save_vlm
+from vr1lib.models.vlm import Vlm, save_vlm
 from vr1lib.prompts import PromptSpec
 
 SPECIAL_TOKENS = (
@@ -143,5 +144,5 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTok
         pad_token="<|endoftext|>",
         clean_up_tokenization_spaces=False,
         model_max_length=32768,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=FAMILIES["qwen2_5_vl"].chat_template,
     )

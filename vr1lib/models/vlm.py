@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from vr1lib.models.families import FAMILIES, SPECIAL_TOKEN, Family, family_of, split_marks
 from vr1lib.models.images import ImageSpec, picture_size, read_image_spec, spec_from_dict
 from vr1lib.prompts import PromptSpec, prompt_parts
 from vr1lib.records import Problem, RequestError, open_image
@@ -33,16 +35,7 @@ from vr1lib.records import Problem, RequestError, open_image
 Method = Literal["full", "lora", "qlora"]
 LoraTargets = Literal["language", "language+vision"]
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' or 'image' in part or 'image_url' in part %}"
-    "<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif part['type'] == 'video' or 'video' in part %}<|vision_start|><|video_pad|><|vision_end|>"
-    "{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+TOKEN_INPUTS = ("mm_token_type_ids", "cross_attention_mask")  # batch inputs [rows, tokens, …] that a family may have
 VISION_ID_KEYS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "vision_token_id")
 SPEC_FILE = "vr1_spec.json"
 IGNORED_LABEL = -100
@@ -51,13 +44,29 @@ NUMBER_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True, eq=False)
 class EncodedPrompt:
-    """A problem's prompt as tensors on the CPU. `mm_token_type_ids` is 1 on image tokens, 0 elsewhere."""
+    """A problem's prompt as tensors on the CPU.
+
+    `token_inputs` are the family's own inputs with one entry a token; `picture_inputs` are those of the pictures.
+    """
 
     problem_id: str
     input_ids: torch.Tensor  # [tokens] long
-    mm_token_type_ids: torch.Tensor  # [tokens] long
-    pixel_values: torch.Tensor | None  # [patches, 3·temporal·patch·patch] float32
-    image_grid_thw: torch.Tensor | None  # [images, 3] long: frames, patch rows, patch columns
+    token_inputs: dict[str, torch.Tensor]  # name → [tokens, …]
+    picture_inputs: dict[str, torch.Tensor]  # name → [patches or images, …]
+
+    @property
+    def mm_token_type_ids(self) -> torch.Tensor | None:
+        """Qwen: 1 on image tokens, 0 elsewhere [tokens]."""
+        return self.token_inputs.get("mm_token_type_ids")
+
+    @property
+    def pixel_values(self) -> torch.Tensor | None:
+        return self.picture_inputs.get("pixel_values")
+
+    @property
+    def image_grid_thw(self) -> torch.Tensor | None:
+        """Qwen: frames, patch rows, patch columns [images, 3]."""
+        return self.picture_inputs.get("image_grid_thw")
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -65,7 +74,7 @@ class EncodedPrompt:
 
 @dataclass(frozen=True, eq=False)
 class EncodedRow(EncodedPrompt):
-    """A prompt with its answer. `labels` are the ids on the assistant's turn, `<|im_end|>` included, else -100."""
+    """A prompt with its answer. `labels` are the ids on the assistant's turn, its end token included, else -100."""
 
     labels: torch.Tensor  # [tokens] long
 
@@ -85,14 +94,12 @@ class Vlm:
         config, vocabulary = self.model.config, self.tokenizer.get_vocab()
         ends = self.model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
-        self.start_of_turn_id: int = vocabulary["<|im_start|>"]
-        self.end_of_turn_id: int = vocabulary["<|im_end|>"]
-        self.vision_start_id: int = vocabulary["<|vision_start|>"]
-        self.vision_end_id: int = vocabulary["<|vision_end|>"]
+        self.family: Family = FAMILIES[config.model_type]
+        self.end_of_turn_id: int = vocabulary[self.family.end_of_turn]
         self.image_token_id: int = config.image_token_id
         self.pad_token_id: int = self.tokenizer.pad_token_id
         self.eos_token_ids: tuple[int, ...] = tuple(sorted({self.end_of_turn_id, *ends} - {None}))
-        named = {vocabulary.get(token) for token in VISION_TOKENS}
+        named = {vocabulary.get(token) for token in self.family.vision_tokens}
         named |= {getattr(config, key, None) for key in VISION_ID_KEYS}
         self.vision_token_ids: tuple[int, ...] = tuple(sorted(named - {None}))
 
@@ -106,42 +113,34 @@ class Vlm:
         Raises RequestError naming problem and file for a picture that cannot be used.
         """
         ids: list[int] = []
-        pixel_values, grids = [], []
+        pictures = []
         for segment in self._segments(problem):
-            if isinstance(segment, int):
-                ids.append(segment)
-            elif isinstance(segment, str):
-                ids += self._plain_ids(segment)
+            if isinstance(segment, Path):
+                with naming(f"problem {problem.id}"):
+                    picture = open_image(segment)
+                with naming(f"problem {problem.id}: {segment}"):
+                    ids += self._picture_ids(picture.height, picture.width)
+                pictures.append(picture)
             else:
-                pixels, grid = self._patches(problem, segment)
-                image_tokens = int(grid.prod()) // self.image_spec.merge_size**2
-                ids += [self.vision_start_id, *[self.image_token_id] * image_tokens, self.vision_end_id]
-                pixel_values.append(pixels)
-                grids.append(grid)
-        input_ids = torch.tensor(ids)
-        prompt = EncodedPrompt(
-            problem.id,
-            input_ids,
-            (input_ids == self.image_token_id).long(),
-            torch.cat(pixel_values) if pixel_values else None,
-            torch.stack(grids) if grids else None,
-        )
+                ids += self._ids(segment)
+        input_ids, encoded = torch.tensor(ids), self.image_spec.encode(pictures)
+        token_inputs = self.family.token_inputs(input_ids, self.image_token_id, encoded)
+        prompt = EncodedPrompt(problem.id, input_ids, token_inputs, encoded)
         self.check_images(prompt)
         return prompt
 
     def encode_row(self, problem: Problem, response: str) -> EncodedRow:
-        """Prompt and answer as one row to train on, loss on the answer and its `<|im_end|>` only.
+        """Prompt and answer as one row to train on, loss on the answer and its end of turn only.
 
         Never cut: `len(row)` tells the caller what it would cost, and a row too long is left out, not shortened.
         """
         prompt = self.encode_prompt(problem)
-        answer = torch.tensor([*self._plain_ids(response), self.end_of_turn_id])
+        answer = torch.tensor([*self._ids(response), self.end_of_turn_id])
         return EncodedRow(
             prompt.problem_id,
             torch.cat([prompt.input_ids, answer]),
-            torch.cat([prompt.mm_token_type_ids, torch.zeros_like(answer)]),
-            prompt.pixel_values,
-            prompt.image_grid_thw,
+            {name: go_on(value, len(answer), dim=0) for name, value in prompt.token_inputs.items()},
+            prompt.picture_inputs,
             torch.cat([torch.full_like(prompt.input_ids, IGNORED_LABEL), answer]),
         )
 
@@ -149,15 +148,13 @@ class Vlm:
         """`len(encode_prompt(problem))` from the pictures' sizes alone: no pixel is decoded, so a filter is cheap."""
         count = 0
         for segment in self._segments(problem):
-            if isinstance(segment, int):
-                count += 1
-            elif isinstance(segment, str):
-                count += len(self._plain_ids(segment))
-            else:
+            if isinstance(segment, Path):
                 with naming(f"problem {problem.id}"):
                     size = picture_size(segment)
                 with naming(f"problem {problem.id}: {segment}"):
-                    count += 2 + self.image_spec.image_tokens(*size)
+                    count += len(self._picture_ids(*size))
+            else:
+                count += len(self._ids(segment))
         return count
 
     def why_not_shown(self, problem: Problem) -> str | None:
@@ -176,8 +173,7 @@ class Vlm:
         A cut prompt or a sampled image token would otherwise end in a crash deep inside the model.
         """
         tokens = int((encoded.input_ids == self.image_token_id).sum())
-        grid = encoded.image_grid_thw
-        features = 0 if grid is None else int(grid.prod(dim=1).sum()) // self.image_spec.merge_size**2
+        features = self.image_spec.tokens_of(encoded.picture_inputs)
         if tokens != features:
             raise RequestError(
                 f"problem {encoded.problem_id}: {tokens} image tokens for {features} image features; "
@@ -198,28 +194,38 @@ class Vlm:
             yield
 
     def _segments(self, problem: Problem) -> Iterator[int | str | Path]:
-        """The ChatML rendering in order: turn marks as ids, runs of plain text, pictures as paths."""
+        """The prompt in order: special tokens as ids, runs of plain text, pictures as paths."""
+        family, pieces = self.family, []
+        pieces += self._marks(family.prompt_start)
         if self.prompt_spec.system is not None:
-            yield from (self.start_of_turn_id, f"system\n{self.prompt_spec.system}", self.end_of_turn_id, "\n")
-        yield self.start_of_turn_id
-        text = "user\n"
-        for part in prompt_parts(problem, self.prompt_spec):
-            if isinstance(part, str):
-                text += part
-                continue
-            yield from (text, part)
-            text = ""
-        yield from (text, self.end_of_turn_id, "\n", self.start_of_turn_id, "assistant\n")
+            pieces += self._marks(family.turn_start.format(role="system"))
+            pieces += [self.prompt_spec.system, *self._marks(family.turn_end)]
+        pieces += self._marks(family.turn_start.format(role="user"))
+        pieces += [*prompt_parts(problem, self.prompt_spec), *self._marks(family.turn_end)]
+        pieces += self._marks(family.turn_start.format(role="assistant"))
+        for kind, run in groupby(pieces, key=type):
+            if kind is str:
+                yield "".join(run)
+            else:
+                yield from run
 
-    def _plain_ids(self, text: str) -> list[int]:
-        """Ids of text in which the name of a special token is only its letters."""
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
+    def _marks(self, marks: str) -> list[int | str]:
+        """A family's marks, its special tokens as ids."""
+        token_id = self.tokenizer.convert_tokens_to_ids
+        return [token_id(piece) if SPECIAL_TOKEN.match(piece) else piece for piece in split_marks(marks)]
 
-    def _patches(self, problem: Problem, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-        with naming(f"problem {problem.id}"):
-            picture = open_image(path)
-        with naming(f"problem {problem.id}: {path}"):
-            return self.image_spec.patches(picture)
+    def _picture_ids(self, height: int, width: int) -> list[int]:
+        """The ids that stand for a picture of this size in pixels."""
+        ids: list[int] = []
+        for mark in self._marks(self.family.picture):
+            ids += [mark] * (self.image_spec.image_tokens(height, width) if mark == self.image_token_id else 1)
+        return ids
+
+    def _ids(self, segment: int | str) -> list[int]:
+        """Ids of a special token, or of plain text in which the name of a special token is only its letters."""
+        if isinstance(segment, int):
+            return [segment]
+        return self.tokenizer(segment, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 @contextmanager
@@ -272,17 +278,19 @@ def load_vlm(
         base = _model_place(own["base"] if holds_adapter else path)
     image_spec, prompt_spec = _settle_specs(path, own, image_spec, prompt_spec, accept_other_spec)
     model, tokenizer = _load_base(base, NUMBER_TYPES[dtype], device, quantised=method == "qlora")
+    family = FAMILIES[model.config.model_type]
     if gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if method == "full":
-        model.model.visual.requires_grad_(train_vision)
+        for module in family.vision_modules:
+            getattr(model.model, module).requires_grad_(train_vision)
     else:
         from vr1lib.models.adapters import add_adapter, load_adapter
 
         if holds_adapter:
             model = load_adapter(model, path)
         else:
-            model = add_adapter(model, lora_rank, lora_alpha, lora_dropout, lora_targets)
+            model = add_adapter(model, lora_rank, lora_alpha, lora_dropout, family.lora_linear(lora_targets))
     return Vlm(model.eval(), tokenizer, image_spec, prompt_spec, method, base=None if method == "full" else base)
 
 
@@ -301,21 +309,20 @@ def _load_base(
     """The transformers model and tokenizer of a plain folder or hub id."""
     try:
         config = AutoConfig.from_pretrained(path)
-        if config.model_type != "qwen2_5_vl":
-            raise RequestError(f"{path}: config.json, model_type = {config.model_type!r}: give a Qwen2.5-VL model")
+        family = family_of(config, path)
         if quantised:
             from vr1lib.models.adapters import four_bit, keep_trainable
         model = AutoModelForImageTextToText.from_pretrained(
             path,
             dtype=number_type,
-            quantization_config=four_bit(number_type) if quantised else None,
+            quantization_config=four_bit(number_type, family.unquantised) if quantised else None,
             device_map={"": _place(device)},
         )
         tokenizer = AutoTokenizer.from_pretrained(path)
     except OSError as error:
         reason = str(error).split("\n")[0]
         raise RequestError(f"{path}: the model cannot be loaded ({reason}); give a complete folder or hub id") from None
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = family.chat_template
     if quantised:
         keep_trainable(model)
     return model, tokenizer
@@ -380,7 +387,10 @@ def save_vlm(vlm: Vlm, folder: str | Path, weights: dict[str, torch.Tensor] | No
 
         save_adapter(model, folder, weights)
     vlm.tokenizer.save_pretrained(folder)
-    _write_json(folder / "preprocessor_config.json", vlm.image_spec.preprocessor_config())
+    _write_json(
+        folder / "preprocessor_config.json",
+        {"processor_class": vlm.family.processor_class, **vlm.image_spec.preprocessor_config()},
+    )
     _write_json(
         folder / SPEC_FILE,
         {
@@ -401,7 +411,7 @@ def _write_json(path: Path, value: dict) -> None:
 def collate_prompts(prompts: Sequence[EncodedPrompt], pad_token_id: int) -> dict[str, torch.Tensor]:
     """A batch to generate from, padded on the left.
 
-    Pictures are concatenated in row order; without any, `pixel_values` and `image_grid_thw` are absent.
+    The inputs of pictures are concatenated in row order; without any picture they are absent.
     """
     return _collate(prompts, pad_token_id, pad_left=True)
 
@@ -413,23 +423,57 @@ def collate_rows(rows: Sequence[EncodedRow], pad_token_id: int) -> dict[str, tor
     return batch
 
 
+def with_completions(
+    batch: dict[str, torch.Tensor], completion_ids: torch.Tensor, completion_mask: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The prompts of `collate_prompts` followed by completions [rows, tokens], padded on the right under their mask.
+
+    Completion token t of every row is in one column. A completion sees what the last token of its prompt sees.
+    """
+    tokens = completion_ids.shape[1]
+    longer = {name: go_on(batch[name], tokens, dim=1) for name in TOKEN_INPUTS if name in batch}
+    mask = batch["attention_mask"]
+    return {
+        **batch,
+        **longer,
+        "input_ids": torch.cat([batch["input_ids"], completion_ids], dim=1),
+        "attention_mask": torch.cat([mask, completion_mask.to(mask.dtype)], dim=1),
+    }
+
+
+def go_on(value: torch.Tensor, tokens: int, dim: int) -> torch.Tensor:
+    """The value continued for so many tokens as it ends: no picture begins in an answer."""
+    last = value.narrow(dim, value.shape[dim] - 1, 1)
+    return torch.cat([value, last.repeat_interleave(tokens, dim=dim)], dim=dim)
+
+
 def _collate(encoded: Sequence[EncodedPrompt], pad_token_id: int, pad_left: bool) -> dict[str, torch.Tensor]:
     batch = {
         "input_ids": _pad([item.input_ids for item in encoded], pad_token_id, pad_left),
         "attention_mask": _pad([torch.ones_like(item.input_ids) for item in encoded], 0, pad_left),
-        "mm_token_type_ids": _pad([item.mm_token_type_ids for item in encoded], 0, pad_left),
     }
-    with_pictures = [item for item in encoded if item.pixel_values is not None]
-    if with_pictures:
-        batch["pixel_values"] = torch.cat([item.pixel_values for item in with_pictures])
-        batch["image_grid_thw"] = torch.cat([item.image_grid_thw for item in with_pictures])
-    return batch
+    for name in encoded[0].token_inputs:
+        batch[name] = _pad([item.token_inputs[name] for item in encoded], 0, pad_left)
+    with_pictures = [item.picture_inputs for item in encoded if item.picture_inputs]
+    for name in with_pictures[0] if with_pictures else ():
+        batch[name] = _concatenate([pictures[name] for pictures in with_pictures])
+    return {name: value for name, value in batch.items() if value.numel()}
 
 
 def _pad(values: Sequence[torch.Tensor], fill: int, pad_left: bool) -> torch.Tensor:
-    """Rows [tokens] of different length as one tensor [rows, longest]."""
-    width = max(len(value) for value in values)
-    padded = torch.full((len(values), width), fill, dtype=torch.long)
+    """Rows [tokens, …] of different sizes as one tensor [rows, longest, …]; only tokens may be padded on the left."""
+    widest = [max(sizes) for sizes in zip(*(value.shape for value in values))]
+    padded = values[0].new_full((len(values), *widest), fill)
     for row, value in zip(padded, values):
-        row[width - len(value) if pad_left else 0 :][: len(value)] = value
+        tokens = slice(widest[0] - len(value), None) if pad_left else slice(len(value))
+        row[(tokens, *map(slice, value.shape[1:]))] = value
     return padded
+
+
+def _concatenate(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tensors one after another along the first dimension, the others padded with zeros to the widest."""
+    widest = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values))]
+    joined = values[0].new_zeros((sum(map(len, values)), *widest))
+    for part, value in zip(joined.split([len(value) for value in values]), values):
+        part[(slice(None), *map(slice, value.shape[1:]))] = value
+    return joined

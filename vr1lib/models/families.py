@@ -1,0 +1,154 @@
+"""What differs between model families, each in one description chosen by `model_type` in config.json.
+
+Qwen2-VL, Qwen2.5-VL and Qwen3-VL speak ChatML and put one token into the prompt for each merged block of patches;
+Llama-3.2-Vision (mllama, the paper's second base) speaks Llama-3's headers, puts one `<|image|>` for a whole picture
+and looks at it through cross-attention layers. Everything else in the workbench asks the description.
+
+Marks ("<|im_start|>{role}\\n") are written here as text and split at their special tokens; a user's text never is.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from vr1lib.models.images import ImageSpec
+from vr1lib.records import RequestError
+
+Inputs = dict[str, Tensor]  # model inputs by name
+
+SPECIAL_TOKEN = re.compile(r"(<\|\w+\|>)")
+LANGUAGE_LINEAR = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family. Marks are text with special tokens in it; modules are named from `model.model` on."""
+
+    name: str
+    processor_class: str  # in preprocessor_config.json, for transformers and servers
+    prompt_start: str
+    turn_start: str  # {role} stands for system, user or assistant
+    turn_end: str
+    picture: str  # what stands for a picture; `image_token` in it is repeated as often as the picture has tokens
+    video: str | None  # the same for a video, in the chat template only; None: the family has none
+    image_token: str
+    vision_tokens: tuple[str, ...]  # never sampled: the next forward pass would miss their features
+    image_spec: type
+    vision_modules: tuple[str, ...]  # tower and projector: frozen unless asked for, never in 4 bits
+    vision_linear: str  # regular expression: linear layers that "language+vision" adapts too
+    token_inputs: Callable[[Tensor, int, Inputs], Inputs]  # (ids [tokens], image id, pictures) → inputs [tokens, …]
+    decode_state: Callable[[torch.nn.Module, Inputs], Inputs]  # (model, batch it just read) → state [rows, …]
+    decode_inputs: Callable[[Inputs, int], Inputs]  # (state, decode steps before) → one step's inputs
+    can_pack: bool  # several rows in one line, told apart by their positions
+
+    @property
+    def end_of_turn(self) -> str:
+        return split_marks(self.turn_end)[0]
+
+    @property
+    def chat_template(self) -> str:
+        """The rendering as a Jinja template, so that a server renders what was trained on."""
+        video = "{% elif part['type'] == 'video' or 'video' in part %}" + self.video if self.video else ""
+        return (
+            f"{self.prompt_start}{{% for message in messages %}}"
+            + self.turn_start.format(role="{{ message['role'] }}")
+            + "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+            "{% for part in message['content'] %}"
+            "{% if part['type'] == 'image' or 'image' in part or 'image_url' in part %}"
+            + self.picture
+            + video
+            + "{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+            + self.turn_end
+            + "{% endfor %}{% if add_generation_prompt %}"
+            + self.turn_start.format(role="assistant")
+            + "{% endif %}"
+        )
+
+    def lora_linear(self, targets: str) -> str:
+        """Regular expression of the linear layers that an adapter on `targets` sits on."""
+        return LANGUAGE_LINEAR if targets == "language" else f"{LANGUAGE_LINEAR}|{self.vision_linear}"
+
+    @property
+    def unquantised(self) -> list[str]:
+        """Modules that stay out of 4 bits, by the start of their full names: tower, projector, head."""
+        return [*(f"model.{module}" for module in self.vision_modules), "lm_head"]
+
+
+def split_marks(marks: str) -> list[str]:
+    """Special tokens and the plain text between them, in order."""
+    return [piece for piece in SPECIAL_TOKEN.split(marks) if piece]
+
+
+# ------------------------------------------------------------------------------------------------------------ Qwen-VL
+
+
+def image_token_types(input_ids: Tensor, image_token_id: int, pictures: Inputs) -> Inputs:
+    """1 on image tokens, 0 elsewhere: from it the model counts its rotary positions."""
+    return {"mm_token_type_ids": (input_ids == image_token_id).long()}
+
+
+def next_positions(model: torch.nn.Module, batch: Inputs) -> Tensor:
+    """The rotary position that follows each prompt [rows]: a picture of h×w tokens advances it by max(h, w) only.
+
+    With pictures the model counts each row's own tokens; a batch without any it counts from the padding on.
+    """
+    mask = batch["attention_mask"]
+    deltas = inner_model(model).rope_deltas if "image_grid_thw" in batch else None
+    if deltas is None:
+        return torch.full_like(mask[:, 0], mask.shape[1])
+    return mask.sum(dim=1) + deltas.view(-1).to(mask.device)
+
+
+def inner_model(model: torch.nn.Module) -> torch.nn.Module:
+    """The transformers model without head (it keeps `rope_deltas`) under whatever wraps it."""
+    model = extract_model_from_parallel(model)
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return model.model
+
+
+def rotary_state(model: torch.nn.Module, batch: Inputs) -> Inputs:
+    return {"next_position": next_positions(model, batch)}
+
+
+def rotary_inputs(state: Inputs, step: int) -> Inputs:
+    """Time, height and width advance together after the prompt: position_ids [3, rows, 1]."""
+    return {"position_ids": (state["next_position"] + step).view(1, -1, 1).expand(3, -1, -1)}
+
+
+CHATML = {
+    "prompt_start": "",
+    "turn_start": "<|im_start|>{role}\n",
+    "turn_end": "<|im_end|>\n",
+    "picture": "<|vision_start|><|image_pad|><|vision_end|>",
+    "video": "<|vision_start|><|video_pad|><|vision_end|>",
+    "image_token": "<|image_pad|>",
+    "vision_tokens": ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+    "image_spec": ImageSpec,
+    "vision_modules": ("visual",),
+    "token_inputs": image_token_types,
+    "decode_state": rotary_state,
+    "decode_inputs": rotary_inputs,
+    "can_pack": True,
+}
+
+FAMILIES: dict[str, Family] = {
+    "qwen2_5_vl": Family(
+        name="Qwen2.5-VL",
+        processor_class="Qwen2_5_VLProcessor",
+        vision_linear=r".*visual\.(blocks|merger).*\.(qkv|proj|gate_proj|up_proj|down_proj|mlp\.[02])",
+        **CHATML,
+    ),
+}
+
+
+def family_of(config: PreTrainedConfig, where: str) -> Family:
+    """The family of a model's configuration; RequestError for one that is not known here."""
+    if config.model_type not in FAMILIES:
+        known = ", ".join(family.name for family in FAMILIES.values())
+        raise RequestError(f"{where}: config.json, model_type = {config.model_type!r}: give a model of {known}")
+    return FAMILIES[config.model_type]
