@@ -4,8 +4,8 @@ One process per GPU (per torchrun rank; gloo ranks on a CPU). "none": every proc
 are averaged (DDP). "fsdp2": weights, gradients and optimizer are sharded over the processes by `fully_shard`, a decoder
 layer at a time. What only some batches pass through (the vision tower, cross-attention layers) is gathered with the
 root, for every process, or processes whose pictures differ would wait for each other for ever (our choice; for 7B that
-is 2.3 GB in bf16 that every process holds during a step). accelerate switches sharding on for accelerators only; over gloo it works as well, which is how it is
-tested, so here it is switched on there too.
+is 2.3 GB in bf16 that every process holds during a step). accelerate switches sharding on for accelerators only; over
+gloo it works as well, which is how it is tested, so here it is switched on there too.
 """
 
 import re
