@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
-from vr1lib.models.tiny import SPECIAL_TOKENS, build_tiny_vlm, train_tokenizer
+from vr1lib.models.tiny import QWEN_TOKENS, build_tiny_vlm, train_tokenizer
 from vr1lib.models.vlm import load_vlm
 
 WORDS = "red blue green yellow circle square triangle row column count total image answer".split()
@@ -67,8 +67,8 @@ def test_words_of_the_texts_are_one_token_and_digits_stand_alone():
 
 
 def test_special_tokens_follow_the_vocabulary_and_are_one_id_each():
-    ids = TOKENIZER.convert_tokens_to_ids(list(SPECIAL_TOKENS))
-    assert ids == list(range(len(TOKENIZER) - len(SPECIAL_TOKENS), len(TOKENIZER)))
-    assert TOKENIZER("".join(SPECIAL_TOKENS))["input_ids"] == ids
+    ids = TOKENIZER.convert_tokens_to_ids(list(QWEN_TOKENS))
+    assert ids == list(range(len(TOKENIZER) - len(QWEN_TOKENS), len(TOKENIZER)))
+    assert TOKENIZER("".join(QWEN_TOKENS))["input_ids"] == ids
     assert TOKENIZER.decode(ids, skip_special_tokens=True) == ""
     assert len(TOKENIZER) <= 512

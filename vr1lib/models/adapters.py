@@ -51,8 +51,10 @@ def add_adapter(model: PreTrainedModel, rank: int, alpha: float, dropout: float,
     return get_peft_model(model, config)
 
 
-def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
-    """The adapter saved in `folder`, to go on with, and a frozen copy of it as the start."""
+def load_adapter(model: PreTrainedModel, folder: str, with_weights: bool = True) -> PeftModel:
+    """The adapter saved in `folder`, to go on with, and a frozen copy of it as the start; or its shape alone."""
+    if not with_weights:
+        return get_peft_model(model, LoraConfig.from_pretrained(folder))
     model = PeftModel.from_pretrained(model, folder, adapter_name=POLICY, is_trainable=True)
     model.load_adapter(folder, adapter_name=START, is_trainable=False)
     model.set_adapter(POLICY)

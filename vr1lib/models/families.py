@@ -15,8 +15,12 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
 from transformers import PreTrainedConfig
+from transformers.models.mllama.processing_mllama import (
+    convert_sparse_cross_attention_mask_to_dense,
+    get_cross_attention_token_mask,
+)
 
-from vr1lib.models.images import ImageSpec
+from vr1lib.models.images import ImageSpec, TileSpec
 from vr1lib.records import RequestError
 
 Inputs = dict[str, Tensor]  # model inputs by name
@@ -34,9 +38,8 @@ class Family:
     prompt_start: str
     turn_start: str  # {role} stands for system, user or assistant
     turn_end: str
-    picture: str  # what stands for a picture; `image_token` in it is repeated as often as the picture has tokens
+    picture: str  # what stands for a picture; the image token in it is repeated as often as the picture has tokens
     video: str | None  # the same for a video, in the chat template only; None: the family has none
-    image_token: str
     vision_tokens: tuple[str, ...]  # never sampled: the next forward pass would miss their features
     image_spec: type
     vision_modules: tuple[str, ...]  # tower and projector: frozen unless asked for, never in 4 bits
@@ -45,6 +48,7 @@ class Family:
     decode_state: Callable[[torch.nn.Module, Inputs], Inputs]  # (model, batch it just read) → state [rows, …]
     decode_inputs: Callable[[Inputs, int], Inputs]  # (state, decode steps before) → one step's inputs
     can_pack: bool  # several rows in one line, told apart by their positions
+    prepare: Callable[[torch.nn.Module], None] = lambda model: None  # once, on every model built from a folder
 
     @property
     def end_of_turn(self) -> str:
@@ -120,13 +124,59 @@ def rotary_inputs(state: Inputs, step: int) -> Inputs:
     return {"position_ids": (state["next_position"] + step).view(1, -1, 1).expand(3, -1, -1)}
 
 
+# -------------------------------------------------------------------------------------------------- Llama-3.2-Vision
+
+
+def cross_attention_mask(input_ids: Tensor, image_token_id: int, pictures: Inputs) -> Inputs:
+    """Which tiles of which pictures each token sees [tokens, images, tiles]: those from its last `<|image|>` on.
+
+    Pictures that stand together are seen together; text before a picture sees none of it.
+    """
+    tiles = pictures["aspect_ratio_mask"]  # [1, images, tiles]
+    mask = convert_sparse_cross_attention_mask_to_dense(
+        [get_cross_attention_token_mask(input_ids.tolist(), image_token_id)],
+        num_tiles=tiles.sum(dim=2).tolist(),
+        max_num_tiles=tiles.shape[2],
+        length=len(input_ids),
+    )
+    return {"cross_attention_mask": torch.from_numpy(mask[0])}
+
+
+def last_seen(model: torch.nn.Module, batch: Inputs) -> Inputs:
+    """What the last token of each prompt sees. Positions the model counts itself, from the padding on."""
+    return {name: batch[name][:, -1:] for name in ["cross_attention_mask"] if name in batch}
+
+
+def blind_text_before_pictures(model: torch.nn.Module) -> None:
+    """A token that sees no picture gets nothing from cross-attention, as in Meta's own code and in vLLM.
+
+    transformers masks only what the layer's second half adds (its issue 39379), so such a token would get the mean of
+    all pictures and all padding in the batch, and a row would score differently beside another row.
+    """
+    for layer in inner_model(model).language_model.layers:
+        if hasattr(layer, "cross_attn"):
+            layer.register_forward_pre_hook(hand_mask_over, with_kwargs=True)
+            layer.cross_attn.register_forward_hook(mask_attention)
+
+
+def hand_mask_over(layer: torch.nn.Module, arguments: tuple, inputs: dict) -> None:
+    layer.cross_attn.tokens_that_see = inputs["full_text_row_masked_out_mask"]  # [rows, 1, tokens, 1], or None for all
+
+
+def mask_attention(attention: torch.nn.Module, arguments: tuple, output: tuple) -> tuple:
+    hidden_states, weights = output  # [rows, tokens, hidden size]
+    seeing = attention.tokens_that_see
+    return hidden_states if seeing is None else hidden_states * seeing[:, 0], weights
+
+
+# ------------------------------------------------------------------------------------------------------- the families
+
 CHATML = {
     "prompt_start": "",
     "turn_start": "<|im_start|>{role}\n",
     "turn_end": "<|im_end|>\n",
     "picture": "<|vision_start|><|image_pad|><|vision_end|>",
     "video": "<|vision_start|><|video_pad|><|vision_end|>",
-    "image_token": "<|image_pad|>",
     "vision_tokens": ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
     "image_spec": ImageSpec,
     "vision_modules": ("visual",),
@@ -137,11 +187,41 @@ CHATML = {
 }
 
 FAMILIES: dict[str, Family] = {
+    "qwen2_vl": Family(
+        name="Qwen2-VL",
+        processor_class="Qwen2VLProcessor",
+        vision_linear=r".*visual\.(blocks|merger).*\.(qkv|proj|fc1|fc2|mlp\.[02])",
+        **CHATML,
+    ),
     "qwen2_5_vl": Family(
         name="Qwen2.5-VL",
         processor_class="Qwen2_5_VLProcessor",
         vision_linear=r".*visual\.(blocks|merger).*\.(qkv|proj|gate_proj|up_proj|down_proj|mlp\.[02])",
         **CHATML,
+    ),
+    "qwen3_vl": Family(
+        name="Qwen3-VL",
+        processor_class="Qwen3VLProcessor",
+        vision_linear=r".*visual\.(blocks|merger|deepstack_merger_list).*\.(qkv|proj|linear_fc1|linear_fc2)",
+        **CHATML,
+    ),
+    "mllama": Family(
+        name="Llama-3.2-Vision",
+        processor_class="MllamaProcessor",
+        prompt_start="<|begin_of_text|>",
+        turn_start="<|start_header_id|>{role}<|end_header_id|>\n\n",
+        turn_end="<|eot_id|>",
+        picture="<|image|>",
+        video=None,
+        vision_tokens=("<|image|>",),
+        image_spec=TileSpec,
+        vision_modules=("vision_model", "multi_modal_projector"),
+        vision_linear=r".*vision_model.*\.(q_proj|k_proj|v_proj|o_proj|fc1|fc2)|.*multi_modal_projector",
+        token_inputs=cross_attention_mask,
+        decode_state=last_seen,
+        decode_inputs=lambda state, step: state,
+        can_pack=False,  # a line has one list of pictures, and its rows would share it
+        prepare=blind_text_before_pictures,
     ),
 }
 

@@ -1,20 +1,23 @@
-"""Pictures as Qwen2.5-VL takes them: one hashed specification, and the way from a PIL picture to patches.
+"""Pictures as a model takes them: one hashed specification for each way, and the way from PIL pictures to its inputs.
 
-The rule is Qwen2-VL's published one ("smart resize", then patches grouped so that each merge×merge block of patches is
-one image token). transformers' default processor wants torchvision, whose bicubic is not PIL's to the last grey level;
-here only PIL and numpy are used, so pixels are the same on every machine, with torchvision or without. The
-specification travels with every model: trained at 0.6 and evaluated at 12.8 megapixels, a model does another task.
+For Qwen-VL the rule is Qwen2-VL's published one ("smart resize", then patches grouped so that each merge×merge block of
+patches is one image token); Llama-3.2-Vision takes tiles. transformers' default processors want torchvision, whose
+bicubic is not PIL's to the last grey level; here only PIL and numpy are used, so pixels are the same on every machine,
+with torchvision or without. The specification travels with every model: trained at 0.6 and evaluated at 12.8
+megapixels, a model does another task.
 """
 
 import hashlib
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from transformers import MllamaImageProcessorPil
 from transformers.utils import cached_file
 
 from vr1lib.records import RequestError
@@ -26,7 +29,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How pictures become patches. `min_pixels` and `max_pixels` bound the resized area; `resample` is PIL's number."""
+    """How Qwen-VL takes pictures: as patches. `min_pixels` and `max_pixels` bound the resized area; `resample` is PIL's
+    number."""
 
     patch_size: int = 14
     merge_size: int = 2
@@ -46,12 +50,12 @@ class ImageSpec:
 
     @property
     def token_side(self) -> int:
-        """Pixels along one side of an image token (28 for Qwen2.5-VL)."""
+        """Pixels along one side of an image token (28 for Qwen2.5-VL, 32 for Qwen3-VL)."""
         return self.patch_size * self.merge_size
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return sha256_of(self)
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) in pixels a picture is resized to: multiples of `token_side`, area within the bounds.
@@ -60,7 +64,7 @@ class ImageSpec:
         """
         if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
             raise RequestError(
-                f"picture of {width}×{height}: aspect ratio above {MAX_ASPECT_RATIO}, which Qwen2.5-VL does not take; "
+                f"picture of {width}×{height}: aspect ratio above {MAX_ASPECT_RATIO}, which Qwen-VL does not take; "
                 "crop or pad it"
             )
         side = self.token_side
@@ -128,6 +132,68 @@ class ImageSpec:
         }
 
 
+@dataclass(frozen=True)
+class TileSpec:
+    """How Llama-3.2-Vision takes pictures: scaled into a canvas of at most `max_tiles` square tiles, `tile_size` pixels
+    a side, by transformers' own PIL processor. `resample` is PIL's number. The defaults are the published ones."""
+
+    tile_size: int = 560
+    max_tiles: int = 4
+    resample: int = int(Image.Resampling.BILINEAR)
+    image_mean: tuple[float, float, float] = CLIP_MEAN
+    image_std: tuple[float, float, float] = CLIP_STD
+
+    @property
+    def sha256(self) -> str:
+        return sha256_of(self)
+
+    def image_tokens(self, height: int, width: int) -> int:
+        """How many image tokens a picture of this size takes: one, whatever its size."""
+        return 1
+
+    def encode(self, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
+        """A prompt's RGB pictures as model inputs: pixels [1, images, tiles, 3, side, side], the canvas of each by its
+        number [1, images], and which tiles it fills [1, images, tiles]; all with no image for none."""
+        if not pictures:
+            return {
+                "pixel_values": torch.zeros(1, 0, self.max_tiles, 3, self.tile_size, self.tile_size),
+                "aspect_ratio_ids": torch.zeros(1, 0, dtype=torch.long),
+                "aspect_ratio_mask": torch.zeros(1, 0, self.max_tiles, dtype=torch.long),
+            }
+        processor = MllamaImageProcessorPil(**self.preprocessor_config())
+        encoded = processor(images=[pictures], return_tensors="pt")
+        return {name: encoded[name] for name in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")}
+
+    def tokens_of(self, encoded: dict[str, torch.Tensor]) -> int:
+        """How many image tokens encoded pictures stand for."""
+        return encoded["aspect_ratio_ids"].shape[1]
+
+    def preprocessor_config(self) -> dict:
+        """The specification as Hugging Face's preprocessor_config.json has it."""
+        return {
+            "image_processor_type": "MllamaImageProcessor",
+            "size": {"height": self.tile_size, "width": self.tile_size},
+            "max_image_tiles": self.max_tiles,
+            "resample": self.resample,
+            "image_mean": list(self.image_mean),
+            "image_std": list(self.image_std),
+            "do_convert_rgb": True,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "do_resize": True,
+            "do_pad": True,
+        }
+
+
+def sha256_of(spec: ImageSpec | TileSpec) -> str:
+    return hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode()).hexdigest()
+
+
+def image_spec_from_dict(values: dict, where: str) -> ImageSpec | TileSpec:
+    return spec_from_dict(values, TileSpec if "tile_size" in values else ImageSpec, where)
+
+
 def spec_from_dict(values: dict, spec_type: type, where: str):
     """A frozen specification from its JSON form; RequestError naming `where` and the fields that are odd or missing."""
     odd = sorted(values.keys() ^ {field.name for field in fields(spec_type)})
@@ -145,18 +211,31 @@ def picture_size(path: str | Path) -> tuple[int, int]:
         raise RequestError(f"{path}: not a readable picture ({error}); replace or remove it") from None
 
 
-def read_image_spec(path: str | Path, min_pixels: int | None = None, max_pixels: int | None = None) -> ImageSpec:
-    """The ImageSpec of a model (folder or hub id) from its preprocessor_config.json, bounds overridden where given."""
+def read_image_spec(
+    path: str | Path, min_pixels: int | None = None, max_pixels: int | None = None
+) -> ImageSpec | TileSpec:
+    """The specification of a model (folder or hub id) from its preprocessor_config.json, bounds overridden where given.
+
+    Raises RequestError where there is none, and for bounds on a model that takes tiles.
+    """
     try:
-        file = cached_file(str(path), "preprocessor_config.json")
+        file = cached_file(hub_id_or_folder(path), "preprocessor_config.json")
     except OSError:
         file = None
     if file is None:
         raise RequestError(
-            f"{path}: no preprocessor_config.json here or on the hub; give the folder or hub id of a Qwen2.5-VL model"
+            f"{path}: no preprocessor_config.json here or on the hub; give a vision model's folder or id"
         )
     config = json.loads(Path(file).read_text(encoding="utf-8"))
     size = config.get("size") or {}
+    colours = {name: tuple(config[name]) for name in ("image_mean", "image_std") if name in config}
+    if config.get("image_processor_type", "").startswith("Mllama"):
+        if min_pixels or max_pixels:
+            raise RequestError(
+                f"{path}: min_pixels = {min_pixels}, max_pixels = {max_pixels}: this model takes pictures as "
+                f"tiles of {size['height']} pixels, {config['max_image_tiles']} at most; leave both null"
+            )
+        return TileSpec(size["height"], config["max_image_tiles"], config["resample"], **colours)
     default = ImageSpec()
     return ImageSpec(
         patch_size=config.get("patch_size", default.patch_size),
@@ -165,6 +244,18 @@ def read_image_spec(path: str | Path, min_pixels: int | None = None, max_pixels:
         min_pixels=min_pixels or config.get("min_pixels") or size.get("shortest_edge") or default.min_pixels,
         max_pixels=max_pixels or config.get("max_pixels") or size.get("longest_edge") or default.max_pixels,
         resample=config.get("resample", default.resample),
-        image_mean=tuple(config.get("image_mean", default.image_mean)),
-        image_std=tuple(config.get("image_std", default.image_std)),
+        **colours,
     )
+
+
+def hub_id_or_folder(path: str | Path) -> str:
+    """A model's place, refused at once if it can only be a mistyped path: the hub is asked for ORGANISATION/NAME alone.
+
+    A path is what exists, what starts as one (outputs/…, ./…, ../…, /…), and what starts in a folder that exists.
+    """
+    path = str(path)
+    first = Path(path).parts[0] if path else ""
+    looks_local = first in ("outputs", "..", "~") or path.startswith((".", "/")) or Path(first).is_dir()
+    if not Path(path).is_dir() and (looks_local or not re.fullmatch(r"[\w-]+/[\w.-]+", path)):
+        raise RequestError(f"{path}: no model here; give a model folder or a hub id such as Qwen/NAME")
+    return path

@@ -1,17 +1,16 @@
-"""The policy and its processor: a Qwen2.5-VL with text, pictures and specifications kept together.
+"""The policy and its processor: a vision-language model with text, pictures and specifications kept together.
 
-One rendering serves every model, tiny or 72B: ChatML turns; a picture is `<|vision_start|>`, one `<|image_pad|>` for
-each merged block of its patches, `<|vision_end|>`. On purpose, and unlike Qwen's template, no default system message is
-added when none is asked for (the paper's RL has no system prompt, Section 3.4). `save_vlm` writes the same template, so
-that a server renders what was trained on. Prompts are never cut: image tokens are counted from the grid. A problem's
-text cannot smuggle in special tokens, because it is encoded as plain text.
+One rendering serves every model of a family, tiny or 72B: its turn marks and the tokens of a picture, as `families.py`
+describes them. On purpose, and unlike Qwen's and Llama's templates, no default system message is added when none is
+asked for (the paper's RL has no system prompt, Section 3.4). `save_vlm` writes the same template, so that a server
+renders what was trained on. Prompts are never cut: image tokens are counted from the pictures. A problem's text cannot
+smuggle in special tokens, because it is encoded as plain text.
 """
 
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -23,12 +22,22 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from vr1lib.models.families import FAMILIES, SPECIAL_TOKEN, Family, family_of, split_marks
-from vr1lib.models.images import ImageSpec, picture_size, read_image_spec, spec_from_dict
+from vr1lib.models.images import (
+    ImageSpec,
+    TileSpec,
+    hub_id_or_folder,
+    image_spec_from_dict,
+    picture_size,
+    read_image_spec,
+    spec_from_dict,
+)
 from vr1lib.prompts import PromptSpec, prompt_parts
 from vr1lib.records import Problem, RequestError, open_image
 
@@ -85,7 +94,7 @@ class Vlm:
 
     model: torch.nn.Module
     tokenizer: PreTrainedTokenizerBase
-    image_spec: ImageSpec
+    image_spec: ImageSpec | TileSpec
     prompt_spec: PromptSpec
     method: Method
     base: str | None = None  # under LoRA and QLoRA: the folder or hub id the adapter sits on
@@ -101,7 +110,8 @@ class Vlm:
         self.eos_token_ids: tuple[int, ...] = tuple(sorted({self.end_of_turn_id, *ends} - {None}))
         named = {vocabulary.get(token) for token in self.family.vision_tokens}
         named |= {getattr(config, key, None) for key in VISION_ID_KEYS}
-        self.vision_token_ids: tuple[int, ...] = tuple(sorted(named - {None}))
+        with_logit = range(config.get_text_config().vocab_size)  # Llama's `<|image|>` has none: it can't be sampled
+        self.vision_token_ids: tuple[int, ...] = tuple(sorted(token for token in named if token in with_logit))
 
     @property
     def device(self) -> torch.device:
@@ -249,21 +259,24 @@ def load_vlm(
     dtype: Literal["float32", "bfloat16"] = "float32",
     device: str = "auto",
     gradient_checkpointing: bool = False,
-    image_spec: ImageSpec | None = None,
+    image_spec: ImageSpec | TileSpec | None = None,
     prompt_spec: PromptSpec | None = None,
     accept_other_spec: bool = False,
 ) -> Vlm:
-    """A Qwen2.5-VL from a folder or a hub id, in evaluation mode, ready to train by `method`.
+    """A model of a known family from a folder or a hub id, in evaluation mode, ready to train by `method`.
 
     full: every weight trains, the vision tower and its projector only with `train_vision`. lora: a fresh adapter on the
-    linear layers of the language model, of the vision tower too with `lora_targets` "language+vision". qlora: the same
-    over a 4-bit base (NF4, double quantisation); vision tower and head stay in `dtype`.
+    linear layers of the language model, of tower and projector too with `lora_targets` "language+vision". qlora: the
+    same over a 4-bit base (NF4, double quantisation); vision tower and head stay in `dtype`.
 
     A folder that holds an adapter loads its base too and goes on with that adapter, its rank and targets; `method` must
     be the one it was trained by. None means that one, or full for a plain model.
 
     The folder's own specifications hold unless others are given; a given one that differs from what the model was
     trained with is refused, unless `accept_other_spec`.
+
+    `device` "auto" is this process's own GPU or the CPU. "meta" loads no weight and takes no memory: parameters can be
+    counted (under qlora those of the unquantised base) and prompts encoded, nothing more.
     """
     path = str(path)
     own = read_spec_file(path)
@@ -276,9 +289,17 @@ def load_vlm(
         raise RequestError(f"train_vision = True is for method full; under {method} use lora_targets 'language+vision'")
     with naming(f"{Path(path, SPEC_FILE)}, key 'base'") if holds_adapter else nullcontext():
         base = _model_place(own["base"] if holds_adapter else path)
-    image_spec, prompt_spec = _settle_specs(path, own, image_spec, prompt_spec, accept_other_spec)
-    model, tokenizer = _load_base(base, NUMBER_TYPES[dtype], device, quantised=method == "qlora")
-    family = FAMILIES[model.config.model_type]
+    with _complete(base):
+        config = AutoConfig.from_pretrained(base)
+        family = family_of(config, base)
+        image_spec, prompt_spec = _settle_specs(path, family, own, image_spec, prompt_spec, accept_other_spec)
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer.chat_template = family.chat_template
+        if device == "meta":
+            model = _shape_of(base, config, NUMBER_TYPES[dtype])
+        else:
+            model = _load_weights(base, family, NUMBER_TYPES[dtype], _place(device), quantised=method == "qlora")
+    family.prepare(model)
     if gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if method == "full":
@@ -288,7 +309,7 @@ def load_vlm(
         from vr1lib.models.adapters import add_adapter, load_adapter
 
         if holds_adapter:
-            model = load_adapter(model, path)
+            model = load_adapter(model, path, with_weights=device != "meta")
         else:
             model = add_adapter(model, lora_rank, lora_alpha, lora_dropout, family.lora_linear(lora_targets))
     return Vlm(model.eval(), tokenizer, image_spec, prompt_spec, method, base=None if method == "full" else base)
@@ -296,36 +317,47 @@ def load_vlm(
 
 def _model_place(path: str) -> str:
     """A model folder's absolute path, or a hub id (ORGANISATION/NAME) as it is."""
-    if Path(path, "config.json").is_file():
-        return str(Path(path).resolve())
-    if Path(path).exists() or not re.fullmatch(r"[\w-]+/[\w.-]+", path):
+    path = hub_id_or_folder(path)
+    if not Path(path).is_dir():
+        return path
+    if not Path(path, "config.json").is_file():
         raise RequestError(f"{path}: no model here (no config.json); give a model folder or a hub id such as Qwen/NAME")
-    return path
+    return str(Path(path).resolve())
 
 
-def _load_base(
-    path: str, number_type: torch.dtype, device: str, quantised: bool
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The transformers model and tokenizer of a plain folder or hub id."""
+@contextmanager
+def _complete(path: str) -> Iterator[None]:
+    """A missing file or an unreachable hub is told in one line."""
     try:
-        config = AutoConfig.from_pretrained(path)
-        family = family_of(config, path)
-        if quantised:
-            from vr1lib.models.adapters import four_bit, keep_trainable
-        model = AutoModelForImageTextToText.from_pretrained(
-            path,
-            dtype=number_type,
-            quantization_config=four_bit(number_type, family.unquantised) if quantised else None,
-            device_map={"": _place(device)},
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        yield
     except OSError as error:
         reason = str(error).split("\n")[0]
         raise RequestError(f"{path}: the model cannot be loaded ({reason}); give a complete folder or hub id") from None
-    tokenizer.chat_template = family.chat_template
+
+
+def _load_weights(
+    path: str, family: Family, number_type: torch.dtype, device: torch.device, quantised: bool
+) -> PreTrainedModel:
+    if quantised:
+        from vr1lib.models.adapters import four_bit, keep_trainable
+    model = AutoModelForImageTextToText.from_pretrained(
+        path,
+        dtype=number_type,
+        quantization_config=four_bit(number_type, family.unquantised) if quantised else None,
+        device_map={"": device},
+    )
     if quantised:
         keep_trainable(model)
-    return model, tokenizer
+    return model
+
+
+def _shape_of(path: str, config: PreTrainedConfig, number_type: torch.dtype) -> PreTrainedModel:
+    """The model without its weights."""
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, dtype=number_type)
+    with suppress(OSError):  # as with weights: a model without this file speaks as its configuration says
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    return model
 
 
 def _place(device: str) -> torch.device:
@@ -336,23 +368,37 @@ def _place(device: str) -> torch.device:
 
 
 def read_spec_file(path: str) -> dict | None:
-    """A model folder's vr1_spec.json with its specifications as objects; None where there is none (a hub model)."""
+    """A model folder's vr1_spec.json, its specifications as objects and the base's path absolute.
+
+    None where there is none (a hub model).
+    """
     file = Path(path, SPEC_FILE)
     if not file.is_file():
         return None
     try:
         own = json.loads(file.read_text(encoding="utf-8"))
-        own["image_spec"] = spec_from_dict(own["image_spec"], ImageSpec, f"{file}, key 'image_spec'")
+        own["image_spec"] = image_spec_from_dict(own["image_spec"], f"{file}, key 'image_spec'")
         own["prompt_spec"] = spec_from_dict(own["prompt_spec"], PromptSpec, f"{file}, key 'prompt_spec'")
+        if (own["base"] or "").startswith(".."):
+            own["base"] = str(Path(path, own["base"]).resolve())
         return {key: own[key] for key in ("method", "base", "image_spec", "prompt_spec")}
     except (ValueError, KeyError, AttributeError) as error:
         raise RequestError(f"{file}: not a specification ({error!r}); save the model again") from None
 
 
 def _settle_specs(
-    path: str, own: dict | None, image_spec: ImageSpec | None, prompt_spec: PromptSpec | None, accept_other_spec: bool
-) -> tuple[ImageSpec, PromptSpec]:
+    path: str,
+    family: Family,
+    own: dict | None,
+    image_spec: ImageSpec | TileSpec | None,
+    prompt_spec: PromptSpec | None,
+    accept_other_spec: bool,
+) -> tuple[ImageSpec | TileSpec, PromptSpec]:
     """The specifications to use: asked for, or the model's own; RequestError where both exist and differ."""
+    if image_spec is not None and not isinstance(image_spec, family.image_spec):
+        raise RequestError(
+            f"{path}: image_spec is a {type(image_spec).__name__}; {family.name} takes {family.image_spec.__name__}"
+        )
     if own is None:
         return image_spec or read_image_spec(path), prompt_spec or PromptSpec()
     for key, asked in (("image_spec", image_spec), ("prompt_spec", prompt_spec)):
@@ -374,8 +420,9 @@ def _settle_specs(
 def save_vlm(vlm: Vlm, folder: str | Path, weights: dict[str, torch.Tensor] | None = None) -> None:
     """Write a plain Hugging Face folder: safetensors, tokenizer, chat template, processor, and `vr1_spec.json`.
 
-    Under LoRA and QLoRA the weights are the adapter alone in peft's format, and `vr1_spec.json` names its base.
-    `weights` (name → whole tensor) stand in for the model's own where those are sharded over processes.
+    Weights keep their own type: those trained in float32 are written in float32, whatever they were computed in. Under
+    LoRA and QLoRA they are the adapter alone in peft's format, and `vr1_spec.json` names its base. `weights` (name →
+    whole tensor) stand in for the model's own where those are sharded over processes.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -395,13 +442,20 @@ def save_vlm(vlm: Vlm, folder: str | Path, weights: dict[str, torch.Tensor] | No
         folder / SPEC_FILE,
         {
             "method": vlm.method,
-            "base": vlm.base,
+            "base": vlm.base and _movable(vlm.base, folder),
             "image_spec": asdict(vlm.image_spec),
             "image_spec_sha256": vlm.image_spec.sha256,
             "prompt_spec": asdict(vlm.prompt_spec),
             "prompt_spec_sha256": vlm.prompt_spec.sha256,
         },
     )
+
+
+def _movable(base: str, folder: Path) -> str:
+    """The base as the adapter's folder names it: relative if both lie in one `outputs`, which may then be moved."""
+    folder = folder.resolve()
+    shared = Path(base).is_absolute() and Path(os.path.commonpath([base, folder]))
+    return os.path.relpath(base, folder) if shared and "outputs" in shared.parts else base
 
 
 def _write_json(path: Path, value: dict) -> None:
