@@ -207,7 +207,8 @@ class Estimate:
     parts: tuple[Part, ...]
 
     def of_phase(self, phase: str) -> list[Part]:
-        return [part for part in self.parts if part.phase in ("always", phase)]
+        """What is there in a phase. Loading comes before all that stays."""
+        return [part for part in self.parts if part.phase in (phase, "loading" if phase == "loading" else "always")]
 
     @property
     def worst_phase(self) -> str:
@@ -394,7 +395,7 @@ def resident_parts(plan: Plan, shape: Shape, reference: bool, samples: bool) -> 
     weights = weights_bytes(plan, shape)
     parts = [Part("weights", weights // plan.shards, "always", ("method", *spread))]
     if plan.shards > 1:
-        parts.append(Part("weights before sharding", weights - weights // plan.shards, "loading", ("method",)))
+        parts.append(Part("weights before sharding", weights, "loading", ("method",)))
         gathered = 2 * (shape.vocabulary * shape.hidden * 2 + 2 * sum(shape.quantised) // shape.layers)
         parts.append(Part("layers gathered", gathered, "update"))
     if not full:
@@ -405,7 +406,8 @@ def resident_parts(plan: Plan, shape: Shape, reference: bool, samples: bool) -> 
         parts.append(Part("gradients", 4 * trainable * buckets // plan.shards, "update", lower))
         parts.append(Part("optimizer", 8 * trainable // plan.shards, "always", lower))
     if full and reference:
-        parts.append(Part("reference copy", weights // plan.shards, "always", ("kl_coefficient", "method", *spread)))
+        copy = plan.compute_bytes * shape.parameters // plan.shards
+        parts.append(Part("reference copy", copy, "always", ("kl_coefficient", "method", *spread)))
     if samples and plan.shards > 1:
         parts.append(Part("inference copy", 2 * shape.parameters, "always", ("method",)))
     if full and trainable and plan.dtype == "bfloat16" and plan.shards == 1:
