@@ -24,6 +24,7 @@ from vr1lib.training.processes import Sharding
 
 GIB = 2**30
 CUDA_CONTEXT = GIB  # what a CUDA process takes before its first tensor, and cuBLAS's workspaces; our allowance
+CHOICE_BYTES = 3 * 4 + 6 * 8  # a token's logits thrice in float32; its probabilities in double, sorted for top-p
 PROCESSES_TRIED = (2, 4, 8, 16, 32, 64)
 PIXELS_TRIED = (1_003_520, 589_824, 401_408, 200_704)  # 1280 image tokens; the authors' framework's 768 × 768; 512; 256
 
@@ -327,9 +328,16 @@ class GrpoPlan(Plan):
         """Completions of one step in one process."""
         return -(-self.prompts_per_step // self.processes) * stage.group_size
 
+    def prompts_at_once(self, stage: Stage) -> int:
+        """Prompts whose groups are sampled together: whole groups, or one prompt and as many of its rows as may be."""
+        return min(max(1, self.rollout_rows // stage.group_size), -(-self.prompts_per_step // self.processes))
+
+    def rows_at_once(self, stage: Stage) -> int:
+        return self.prompts_at_once(stage) * min(self.rollout_rows, stage.group_size)
+
     def rollout_parts(self, shape: Shape, stage: Stage) -> list[Part]:
-        rows = min(self.rollout_rows, self.rows(stage))
-        return sampling_parts(self, shape, rows, -(-rows // stage.group_size), stage.max_completion_tokens, "stages")
+        rows, prompts = self.rows_at_once(stage), self.prompts_at_once(stage)
+        return sampling_parts(self, shape, rows, prompts, stage.max_completion_tokens, "stages")
 
     def update_parts(self, shape: Shape, stage: Stage) -> list[Part]:
         width = self.prompt_tokens(shape) + stage.max_completion_tokens
@@ -443,7 +451,7 @@ def sampling_parts(plan: Plan, shape: Shape, rows: int, prompts: int, completion
         Part("KV cache", cache, "rollout", (row_name, limit, "max_pixels")),
         Part("prompts being read", reading, "rollout", (row_name, "max_pixels")),
         Part("vision tower", tower_bytes(plan, shape, prompts), "rollout", ("max_pixels", row_name)),
-        Part("logits", rows * shape.vocabulary * (4 + 4 + 8 + 8), "rollout", (row_name,)),  # float32; sorted in float64
+        Part("logits", rows * shape.vocabulary * CHOICE_BYTES, "rollout", (row_name,)),
     ]
 
 

@@ -1,8 +1,8 @@
 """`vr1 doctor`: what this machine can run, and which parameter files fit it.
 
-The memory a parameter file needs is a rule of thumb of ours, from the size in the model's name: bytes per weight by
-method (full training: weights, gradients and AdamW in mixed precision; LoRA and QLoRA: frozen weights in bf16 or NF4)
-plus a fixed allowance for activations. It errs to the safe side and knows nothing of sequence lengths.
+The memory a parameter file needs is training's own estimate (`vr1lib.training.memory`), part by part, made without
+weights and without a GPU. A model that is not on this machine is known by its published shape; one that a run has yet
+to make, by that run's own parameter file. Pictures are taken as large as max_pixels lets them be.
 """
 
 import importlib.metadata
@@ -11,12 +11,32 @@ import netrc
 import os
 import re
 import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psutil
+from transformers import AutoConfig
 
+from vr1lib.models.images import ImageSpec, read_image_spec
+from vr1lib.models.vlm import read_spec_file
 from vr1lib.records import RequestError
+from vr1lib.schedule import Schedule
+from vr1lib.training.memory import (
+    GIB,
+    PUBLISHED,
+    AnswerPlan,
+    GrpoPlan,
+    Plan,
+    SftPlan,
+    Shape,
+    in_gib,
+    published_shape,
+    shape_of,
+    shortfall,
+)
 from vr1lib.workbench.params import PARAMETERS, Parameters, load_parameters, project_root
 
 OPTIONAL = {
@@ -27,9 +47,10 @@ OPTIONAL = {
     "wandb_workspaces": "W&B dashboards",
     "torchvision": "video processors of transformers; not needed",
 }
-BYTES_PER_WEIGHT = {"full": 16.0, "lora": 2.5, "qlora": 0.9, "inference": 2.0}
-ALLOWANCE_GIB = {"full": 8, "lora": 8, "qlora": 8, "inference": 4}
 SIZE_IN_NAME = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)B(?![A-Za-z0-9])", re.IGNORECASE)
+CARDS_GIB = {24: 23.5, 40: 39.4, 48: 47.4, 80: 79.2, 141: 139.8}  # what the driver shows of a card sold as so many GB
+CPU_PARAMETERS = 50_000_000  # up to here a CPU trains it in minutes; our choice
+PROMPT_TEXT_TOKENS = 512  # a question with its choices; our allowance
 
 
 def examine() -> dict[str, Any]:
@@ -45,7 +66,7 @@ def examine() -> dict[str, Any]:
         "disk_free_gib": gib(shutil.disk_usage(root).free),
         "optional": {name: importlib.util.find_spec(name) is not None for name in OPTIONAL},
         "wandb_login": wandb_login(),
-        "parameter_files": parameter_files(root, max((gpu["vram_gib"] for gpu in gpus), default=0.0)),
+        "parameter_files": parameter_files(root, max((gpu["vram_gib"] for gpu in gpus), default=0.0), len(gpus)),
     }
 
 
@@ -69,31 +90,142 @@ def wandb_login() -> bool:
         return False
 
 
-def parameter_files(root: Path, vram_gib: float) -> list[dict[str, Any]]:
-    """For each params/STEM/*.yaml: the GPU memory it needs (0: runs on a CPU) and whether this machine has it."""
+def parameter_files(root: Path, vram_gib: float, gpus: int) -> list[dict[str, Any]]:
+    """For each params/STEM/*.yaml: the memory it needs on each GPU (0: runs on a CPU) and whether this machine has it.
+
+    `cards` are the sizes, in GB, of the cards that have room for it.
+    """
     rows = []
     for path in sorted((root / "params").glob("*/*.yaml")):
         if path.parent.name not in PARAMETERS:
             continue
-        row = {"file": str(path.relative_to(root)), "needs_vram_gib": None, "fits": False, "error": None}
+        row = {"file": str(path.relative_to(root)), "fits": False, "needs_vram_gib": None, "error": None}
         try:
-            need = needed_vram_gib(load_parameters(path.parent.name, [path]))
-            row |= {"needs_vram_gib": need, "fits": need <= vram_gib}
+            params = load_parameters(path.parent.name, [path])
+            planned = plan_of(params, root)
+            need = gib(planned[0].estimate(planned[1]).bytes) if planned else 0.0
+            processes = getattr(params, "processes", 1)
+            row |= {
+                "needs_vram_gib": need,
+                "processes": processes,
+                "nodes": getattr(params, "nodes", 1),
+                "cards": [size for size, room in CARDS_GIB.items() if need <= room],
+                "fits": not need or need <= vram_gib and processes <= gpus,
+            }
         except RequestError as error:
             row["error"] = str(error)
         rows.append(row)
     return rows
 
 
-def needed_vram_gib(params: Parameters) -> float:
-    """0 for the tiny model and for our own run folders, else by the size in the model's name (7B if it names none)."""
+def plan_of(params: Parameters, root: Path) -> tuple[Plan, Shape] | None:
+    """What a parameter file asks of which model; None where it runs on a CPU (the tiny model, data and figures)."""
+    shape, max_pixels = model_of(params, root)
+    kinds = {"20_cold_sft": SftPlan, "30_ptst_grpo": GrpoPlan, "40_benchmark": AnswerPlan}
+    kind = next((kinds[stem] for stem in kinds if type(params) is PARAMETERS[stem]), None)
+    if shape is None or kind is None:
+        return None
+    values = {field.name: getattr(params, field.name) for field in fields(kind) if hasattr(params, field.name)}
+    values |= {
+        "max_pixels": params.max_pixels or max_pixels,
+        "processes": getattr(params, "processes", 1) * getattr(params, "nodes", 1),
+        "text_tokens": PROMPT_TEXT_TOKENS,
+    }
+    if "stages" in values:
+        values["stages"] = Schedule(values["stages"]).stages
+    return kind(**values), shape
+
+
+def model_of(params: Parameters, root: Path) -> tuple[Shape | None, int]:
+    """The shape of the model that a parameter file names, and the largest picture it was trained on; None: tiny.
+
+    Looked for in this order: a folder here; the parameter file of the run that will make it; a published name; the size
+    in the names, 7B where they tell none.
+    """
     model = getattr(params, "model", "tiny")
-    if model == "tiny" or model.startswith("outputs/") and not SIZE_IN_NAME.search(params.run):
-        return 0.0
-    size = SIZE_IN_NAME.search(model) or SIZE_IN_NAME.search(params.run)
+    folder = root / model
+    if model == "tiny":
+        return None, 0
+    own = read_spec_file(str(folder))
+    base = Path(own["base"]) if own and own["base"] else folder
+    if (base / "config.json").is_file():
+        shape = shape_of_folder(base)
+        spec = read_image_spec(folder)
+        largest = spec.max_pixels if isinstance(spec, ImageSpec) else ImageSpec().max_pixels  # tiles: any size is one
+        return None if shape.parameters < CPU_PARAMETERS else shape, largest
+    made_by = re.fullmatch(r"outputs/(\w+)/([^/]+)/model/?", model)
+    if made_by and (file := root / "params" / made_by[1] / f"{made_by[2]}.yaml").is_file() and made_by[1] in PARAMETERS:
+        maker = load_parameters(made_by[1], [file])
+        shape, max_pixels = model_of(maker, root)
+        return shape, getattr(maker, "max_pixels", None) or max_pixels
+    names = f"{base} {model} {params.run}"
+    if made_by and not SIZE_IN_NAME.search(names):
+        return None, 0
+    return published_shape(published_name(names)), ImageSpec().max_pixels
+
+
+def published_name(names: str) -> str:
+    """The published model that the names speak of: by its name, else Qwen2.5-VL by its size, the next one up."""
+    for name in PUBLISHED:
+        if name.lower() in names.lower():
+            return name
+    size = SIZE_IN_NAME.search(names)
     billions = float(size[1]) if size else 7.0
-    method = getattr(params, "method", "inference")
-    return round(billions * 1e9 * BYTES_PER_WEIGHT[method] / 2**30 + ALLOWANCE_GIB[method], 1)
+    ours = {float(name.split("-")[-1][:-1]): name for name in PUBLISHED if name.startswith("Qwen2.5-VL")}
+    return ours[min((each for each in ours if each >= billions), default=max(ours))]
+
+
+@cache
+def shape_of_folder(folder: Path) -> Shape:
+    return shape_of(AutoConfig.from_pretrained(folder), str(folder))
+
+
+def examine_file(file: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> dict[str, Any]:
+    """What `vr1 doctor -f FILE [-p KEY VALUE]` shows: the memory of one GPU part by part.
+
+    `for_less` has the values that would fit, for each card that is too small.
+    """
+    stem = Path(file).resolve().parent.name
+    params = load_parameters(stem, [file], overrides)
+    planned = plan_of(params, project_root())
+    if planned is None:
+        return {"file": str(file), "model": None}
+    plan, shape = planned
+    estimate = plan.estimate(shape)
+    need = gib(estimate.bytes)
+    return {
+        "file": str(file),
+        "model": shape.name,
+        "parameters": shape.parameters,
+        "trained": plan.trainable(shape),
+        "gpus": plan.processes,
+        "parts": [asdict(part) for part in estimate.parts],
+        "peak_gib": need,
+        "peak_phase": estimate.worst_phase,
+        "cards": [size for size, room in CARDS_GIB.items() if need <= room],
+        "for_less": {size: shortfall(plan, shape, int(room * GIB)) for size, room in CARDS_GIB.items() if need > room},
+    }
+
+
+def file_in_words(findings: dict[str, Any]) -> str:
+    """`examine_file`'s findings as one page."""
+    if findings["model"] is None:
+        return f"{findings['file']}: runs on a CPU"
+    gpus = f"each of {findings['gpus']} GPUs" if findings["gpus"] > 1 else "one GPU"
+    return "\n".join(
+        [
+            f"{findings['file']}: {findings['model']}, {findings['parameters']:,} parameters, "
+            f"{findings['trained']:,} trained",
+            *(f"  {part['phase']:<8} {part['name']:<24} {in_gib(part['bytes']):>8} GiB" for part in findings["parts"]),
+            f"peak on {gpus}: {findings['peak_gib']} GiB, in the {findings['peak_phase']} (estimate; not measured)",
+            f"room for it: {cards_in_words(findings['cards'])}",
+            *(f"on {size} GB: {line}" for size, line in findings["for_less"].items()),
+        ]
+    )
+
+
+def cards_in_words(cards: list[int]) -> str:
+    return f"{', '.join(map(str, cards))} GB" if cards else "no card that we know of"
 
 
 def gib(count: int) -> float:
@@ -114,13 +246,17 @@ def in_words(findings: dict[str, Any]) -> str:
         "",
         "parameter files",
     ]
-    for row in findings["parameter_files"]:
-        need = row["needs_vram_gib"]
-        state = row["error"] or (
-            f"fits ({'GPU' if need else 'CPU'})" if row["fits"] else f"needs {need} GiB of GPU memory"
-        )
-        lines.append(f"  {row['file']:<48} {state}")
+    lines += [f"  {row['file']:<48} {row['error'] or need_in_words(row)}" for row in findings["parameter_files"]]
     return "\n".join(lines)
+
+
+def need_in_words(row: dict[str, Any]) -> str:
+    """What a parameter file needs: `fits (CPU)`, or `2 GPUs × 31.5 GiB: 40, 48, 80, 141 GB`."""
+    if not row["needs_vram_gib"]:
+        return "fits (CPU)"
+    gpus, nodes = row["processes"], row["nodes"]
+    count = (f"{nodes} machines × " if nodes > 1 else "") + (f"{gpus} GPUs × " if gpus > 1 else "")
+    return f"{count}{row['needs_vram_gib']} GiB: {'fits' if row['fits'] else 'takes'} {cards_in_words(row['cards'])}"
 
 
 def yes(value: bool) -> str:
