@@ -27,7 +27,7 @@ def test_what_fits_is_told_without_a_gpu(home):
     write(home, "20_cold_sft", "demo", "model: tiny\n")
     write(home, "10_data_building", "data", "limit: 3\n")
     write(home, "20_cold_sft", "qlora", SEVEN + "method: qlora\nmicro_batch_size: 1\nmax_tokens: 4096\n")
-    write(home, "20_cold_sft", "full", SEVEN + "micro_batch_size: 1\nmax_tokens: 4096\n")
+    write(home, "20_cold_sft", "full", SEVEN + "micro_batch_size: 1\nmax_tokens: 2048\n")
     write(home, "40_benchmark", "wrong", "modle: tiny\n")
     findings = examine()
     rows = {row["file"].split("/")[-1]: row for row in findings["parameter_files"]}
