@@ -407,6 +407,52 @@ def test_an_adapter_is_refused_under_another_method_or_without_its_base(folder, 
         load_vlm(tmp_path)
 
 
+def test_an_adapter_and_its_base_move_together_with_their_outputs(folder, tmp_path):
+    base, adapter = (
+        tmp_path / "outputs" / "20_cold_sft" / "run" / "model",
+        tmp_path / "outputs" / "30" / "run" / "model",
+    )
+    save_vlm(load_vlm(folder / "base"), base)
+    first = load_vlm(base, method="lora", lora_rank=4)
+    shake_adapter(first, 1)
+    save_vlm(first, adapter)
+    assert json.loads((adapter / "vr1_spec.json").read_text())["base"] == "../../../20_cold_sft/run/model"
+    (tmp_path / "outputs").rename(tmp_path / "moved")
+    second = load_vlm(tmp_path / "moved" / "30" / "run" / "model")
+    assert second.base == str(tmp_path / "moved" / "20_cold_sft" / "run" / "model")
+    assert torch.equal(logits(second, batch_of(first, folder)), logits(first, batch_of(first, folder)))
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_saved_adapter_is_a_shape_on_meta_without_reading_its_weights(folder, tmp_path, method):
+    saved = load_vlm(folder / "base", method=method, lora_rank=4)
+    save_vlm(saved, tmp_path)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    shape = load_vlm(tmp_path, device="meta")
+    assert {value.device.type for value in shape.model.parameters()} == {"meta"}
+    trained = [
+        {name: value.shape for name, value in vlm.model.named_parameters() if value.requires_grad}
+        for vlm in (shape, saved)
+    ]
+    assert trained[0] == trained[1]
+
+
+@pytest.mark.parametrize("read", [load_vlm, read_image_spec])
+@pytest.mark.parametrize("path", ["outputs/x", "./x", "../x", "/x/y", "somewhere/x", "a/b/c", "x", ""])
+def test_a_mistyped_path_is_refused_without_asking_the_hub(tmp_path, monkeypatch, read, path):
+    def ask(*_, **__):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("vr1lib.models.images.cached_file", ask)
+    monkeypatch.setattr("vr1lib.models.vlm.AutoConfig.from_pretrained", ask)
+    (tmp_path / "here" / "somewhere").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(RequestError, match=f"^{path}: no model here"):
+        read(path)
+    with pytest.raises(AssertionError, match="the hub was asked"):
+        read("Qwen/Qwen2.5-VL-7B-Instruct")
+
+
 def test_a_specification_that_differs_is_refused_unless_accepted(folder):
     other = replace(TINY_IMAGE_SPEC, max_pixels=401_408)
     with pytest.raises(RequestError) as error:

@@ -10,6 +10,7 @@ megapixels, a model does another task.
 import hashlib
 import json
 import math
+import os
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -235,7 +236,7 @@ def read_image_spec(
                 f"{path}: min_pixels = {min_pixels}, max_pixels = {max_pixels}: this model takes pictures as "
                 f"tiles of {size['height']} pixels, {config['max_image_tiles']} at most; leave both null"
             )
-        return TileSpec(size["height"], config["max_image_tiles"], config["resample"], **colours)
+        return TileSpec(size["height"], config["max_image_tiles"], config.get("resample", TileSpec.resample), **colours)
     default = ImageSpec()
     return ImageSpec(
         patch_size=config.get("patch_size", default.patch_size),
@@ -254,8 +255,8 @@ def hub_id_or_folder(path: str | Path) -> str:
     A path is what exists, what starts as one (outputs/…, ./…, ../…, /…), and what starts in a folder that exists.
     """
     path = str(path)
-    first = Path(path).parts[0] if path else ""
-    looks_local = first in ("outputs", "..", "~") or path.startswith((".", "/")) or Path(first).is_dir()
-    if not Path(path).is_dir() and (looks_local or not re.fullmatch(r"[\w-]+/[\w.-]+", path)):
+    first = path.split("/")[0]
+    looks_local = first in ("", ".", "..", "~", "outputs") or os.path.isdir(first)
+    if not os.path.isdir(path) and (looks_local or not re.fullmatch(r"[\w-]+/[\w.-]+", path)):
         raise RequestError(f"{path}: no model here; give a model folder or a hub id such as Qwen/NAME")
     return path

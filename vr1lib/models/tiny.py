@@ -224,4 +224,5 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, family: str = "q
         clean_up_tokenization_spaces=False,
         model_max_length=32768,
         chat_template=marks.chat_template,
+        **({"bos_token": marks.prompt_start} if marks.prompt_start else {}),
     )
