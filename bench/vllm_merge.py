@@ -39,7 +39,6 @@ from vr1lib.prompts import prompt_parts  # noqa: E402
 from vr1lib.records import Problem  # noqa: E402
 
 REQUESTS_AT_ONCE = 8
-ROWS_AT_ONCE = 50
 
 
 def main() -> int:
@@ -113,11 +112,9 @@ def messages(vlm: Vlm, problem: Problem) -> list[dict[str, Any]]:
 def compare(vlm: Vlm, problems: Sequence[Problem], server: Server, max_tokens: int) -> dict[str, Any]:
     started = time.perf_counter()
     prompts = [vlm.encode_prompt(problem) for problem in problems]
-    ours = []
-    for start in range(0, len(prompts), ROWS_AT_ONCE):
-        chunk = prompts[start : start + ROWS_AT_ONCE]
-        groups = sample(vlm, chunk, group_size=1, max_completion_tokens=max_tokens, temperature=0.0)
-        ours += [group[0].token_ids for group in groups]
+    seeds = range(len(prompts))  # greedy: they decide nothing
+    groups = sample(vlm, prompts, group_size=1, max_completion_tokens=max_tokens, temperature=0.0, seeds=seeds)
+    ours = [group[0].token_ids for group in groups]
     local_seconds = time.perf_counter() - started
     started = time.perf_counter()
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:

@@ -293,14 +293,14 @@ def maker_of(entry: Mapping[str, str], reader: Path) -> Path | None:
     A checkpoint is no output of its run: there the place alone counts, if that run began before the reader.
     """
     path = project_of(reader / "model") / entry["path"]
-    made = [
+    makers = [
         place
         for place, run in runs_beside(reader)
-        if any(output["sha256"] == entry["sha256"] for output in run.get("outputs", []))
+        if place != reader and any(made["sha256"] == entry["sha256"] for made in run.get("outputs", []))
     ]
     here = [parent for parent in path.parents if parent != reader and manifest_of(parent)]
-    if made:
-        return next((place for place in made if place in here), made[0])
+    if makers:
+        return next((place for place in makers if place in here), makers[0])
     began = manifest_of(reader).get("started_at") or ""
     return next((place for place in here if (manifest_of(place).get("started_at") or began) < began), None)
 
