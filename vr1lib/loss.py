@@ -1,23 +1,29 @@
-"""The clipped policy loss of GRPO with its KL term (Section 3.4, Equations 1 and 2), and the log-probs it needs.
+"""The clipped policy losses by name, with the KL term of Section 3.4, and the log-probs they need.
 
-Per completion token, with ratio ρ = π_θ / π_old, advantage A and r = π_ref / π_θ:
+Each compares the policy π_θ with the one that sampled, π_old, and weighs by the advantage A of the completion:
 
-    loss = − min(ρ A, clip(ρ, 1 − clip_low, 1 + clip_high) A) + kl_coefficient · (r − log r − 1)
+    surrogate = − min(ρ A, clip(ρ, 1 − clip_low, 1 + clip_high) A)        KL = r − log r − 1 with r = π_ref / π_θ
 
-The paper: clip 0.2 on both sides, kl_coefficient 0.01. Its Equation 1 writes ρ for the whole sequence and no token
-average; the framework it was run on works per token, and so do we by default (our choice). The relatives are settings:
+They differ in what ρ is the ratio of, in what the sum is divided by, and in their published defaults (`LOSSES`):
 
-    what                ratio_level            normalisation    else
-    GRPO (default)      token                  token_mean
-    Equation 1          sequence               sequence_mean
-    GSPO                sequence_geometric     sequence_mean    clip 3e-4 / 4e-4
-    Dr. GRPO            token                  constant         advantages without the std
-    DAPO                token                  token_mean       clip_high 0.28, kl_coefficient 0
+    name          ρ = π_θ / π_old of          divided by                                 clip          advantage
+    grpo          a token                     the step's tokens                          0.2           (r − mean) / std
+    equation_1    a completion                the step's completions                     0.2           (r − mean) / std
+    gspo          a completion, geometric     the step's completions                     3e-4, 4e-4    (r − mean) / std
+                  mean over its tokens
+    dr_grpo       a token                     completions × max_completion_tokens        0.2           r − mean
+    dapo          a token                     the step's tokens                          0.2, 0.28     (r − mean) / std
+
+The paper has clip 0.2 on both sides and KL coefficient 0.01. Its Equation 1 writes ρ, and its Equation 2 the KL, of
+whole completions without a token average; the framework it was run on works per token, so our default is `grpo`. GSPO,
+Dr. GRPO and DAPO were published without a KL term; here each takes a coefficient. More, and how these compare with
+TRL's: docs/losses.md.
 
 The loss of a step is near 0 at its start whatever the rewards are: ρ is 1 and the advantages of a group add up to 0.
 Its gradient is not 0; look at the reward, the KL and the gradient norm instead.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,18 +31,20 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-EXPONENT_LIMIT = 20.0  # as in verl and EasyR1: exp of a log-ratio beyond ±20 would overflow or drown every other token
+EXPONENT_LIMIT = 20.0  # as in verl and EasyR1: the exp of a larger log-ratio would overflow or drown every other token
 
 RatioLevel = Literal["token", "sequence", "sequence_geometric"]
 Normalisation = Literal["token_mean", "sequence_mean", "constant"]
+LossName = Literal["grpo", "equation_1", "gspo", "dr_grpo", "dapo"]
 
 
 @dataclass(frozen=True)
 class LossOutput:
     """Scalars: `loss` to call backward on; the rest detached means over completion tokens.
 
-    `kl` is the k3 estimate of KL(π_θ ‖ π_ref) (0 without a reference); `clip_low_fraction` and `clip_high_fraction` are
-    the shares of tokens that the lower and the upper bound cut off from the gradient.
+    `kl` is the k3 estimate of KL(π_θ ‖ π_ref) of a token (0 without a reference); `clip_low_fraction` and
+    `clip_high_fraction` are the shares of tokens that the lower and the upper bound cut off from the gradient: all of a
+    completion's where the ratio is the completion's.
     """
 
     loss: Tensor
@@ -45,83 +53,193 @@ class LossOutput:
     clip_high_fraction: Tensor
 
 
+# Every loss is that of some rows (completions) of a step and takes the same arguments:
+#
+# logprobs, old_logprobs, reference_logprobs: [rows, tokens], of the policy (with gradient), of the policy that sampled,
+# of the reference (None: no KL). advantages: [rows]. mask: [rows, tokens], true on the tokens that count; what stands
+# elsewhere, NaN even, has no influence, and a row without such a token adds 0. Computed in float32.
+#
+# total_tokens, total_rows: the step's. Give them when its rows come in several micro-batches, whose losses, gradients
+# and metrics then add up to the full batch's; None counts these rows alone. A step without any token has loss 0.
+
+
 def grpo_loss(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    reference_logprobs: Tensor | None = None,
-    *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    kl_coefficient: float = 0.01,
-    ratio_level: RatioLevel = "token",
-    normalisation: Normalisation = "token_mean",
-    max_completion_tokens: int | None = None,
-    total_tokens: int | None = None,
-    total_rows: int | None = None,
-) -> LossOutput:
-    """The loss of some rows (completions) of a step.
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, reference_logprobs: Tensor | None = None,
+    *, clip_low: float, clip_high: float, kl_coefficient: float,
+    max_completion_tokens: int | None = None, total_tokens: int | None = None, total_rows: int | None = None,
+) -> LossOutput:  # fmt: skip
+    """GRPO as verl and EasyR1 run it: a ratio for each token, and every token of the step weighs the same."""
+    rows = Rows.of(logprobs, old_logprobs, advantages, mask, reference_logprobs, total_tokens, total_rows)
+    surrogate = clipped_surrogate(rows.log_ratio, rows.advantages, clip_low, clip_high)
+    token_loss = surrogate.loss + kl_coefficient * rows.token_kl
+    return rows.output((token_loss * rows.mask).sum() / rows.total_tokens, surrogate)
 
-    logprobs, old_logprobs, reference_logprobs: [rows, tokens], of the policy (with gradient), of the policy that
-    sampled, of the reference (None: no KL). advantages: [rows]. mask: [rows, tokens], true on the completion's
-    tokens; what stands elsewhere, NaN even, has no influence. Computed in float32.
 
-    normalisation: "token_mean" divides the sum over tokens by `total_tokens`; "sequence_mean" the sum of the rows'
-    means by `total_rows`; "constant" the sum over tokens by total_rows × max_completion_tokens. The totals are the
-    step's: give them when its rows come in several micro-batches, whose losses, gradients and metrics then add up to
-    the full batch's; None counts these rows alone. A step without a single completion token has loss 0.
+def equation_1_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, reference_logprobs: Tensor | None = None,
+    *, clip_low: float, clip_high: float, kl_coefficient: float,
+    max_completion_tokens: int | None = None, total_tokens: int | None = None, total_rows: int | None = None,
+) -> LossOutput:  # fmt: skip
+    """Equations 1 and 2 to the letter: ratio and KL of whole completions, and a mean over completions alone.
+
+    A ratio of whole completions is a product over their tokens: long ones leave the bounds after hardly any change.
     """
-    mask = mask.bool()
-    row_tokens = mask.sum(dim=1, keepdim=True)  # [rows, 1]
-    total_tokens = int(row_tokens.sum()) if total_tokens is None else total_tokens
-    total_rows = mask.shape[0] if total_rows is None else total_rows
-    logprobs = logprobs.float().masked_fill(~mask, 0.0)
-    advantages = advantages.float()[:, None].expand_as(logprobs)  # [rows, tokens]
+    rows = Rows.of(logprobs, old_logprobs, advantages, mask, reference_logprobs, total_tokens, total_rows)
+    surrogate = clipped_surrogate(rows.sum(rows.log_ratio), rows.advantages, clip_low, clip_high)
+    row_loss = surrogate.loss + kl_coefficient * k3(rows.sum(rows.log_reference_ratio))
+    return rows.output((row_loss * rows.mask.any(dim=1, keepdim=True)).sum() / rows.total_rows, surrogate)
 
-    log_ratio = logprobs - old_logprobs.detach().float().masked_fill(~mask, 0.0)
-    if ratio_level != "token":
-        log_ratio = log_ratio.sum(dim=1, keepdim=True)
-        if ratio_level == "sequence_geometric":
-            log_ratio = log_ratio / row_tokens.clamp(min=1)
-        log_ratio = log_ratio.expand_as(logprobs)
-    ratio = bounded_exp(log_ratio)
-    clipped_ratio = ratio.clamp(1 - clip_low, 1 + clip_high)
-    token_loss = -torch.minimum(ratio * advantages, clipped_ratio * advantages)
 
-    token_kl = torch.zeros_like(logprobs)
-    if reference_logprobs is not None:
-        token_kl = k3_kl(logprobs, reference_logprobs.detach().float().masked_fill(~mask, 0.0))
-        token_loss = token_loss + kl_coefficient * token_kl
+def gspo_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, reference_logprobs: Tensor | None = None,
+    *, clip_low: float, clip_high: float, kl_coefficient: float,
+    max_completion_tokens: int | None = None, total_tokens: int | None = None, total_rows: int | None = None,
+) -> LossOutput:  # fmt: skip
+    """GSPO (arXiv 2507.18071): a ratio for each completion, the geometric mean of its tokens' ratios.
 
-    if normalisation == "token_mean":
-        weights = mask / max(total_tokens, 1)
-    elif normalisation == "sequence_mean":
-        weights = mask / row_tokens.clamp(min=1) / max(total_rows, 1)
-    elif max_completion_tokens is not None:
-        weights = mask / (max(total_rows, 1) * max_completion_tokens)
-    else:
-        raise ValueError("normalisation 'constant' needs max_completion_tokens")
+    Completions weigh the same. Its KL term, which GSPO leaves out, is the mean over the completion's tokens.
+    """
+    rows = Rows.of(logprobs, old_logprobs, advantages, mask, reference_logprobs, total_tokens, total_rows)
+    surrogate = clipped_surrogate(rows.mean(rows.log_ratio), rows.advantages, clip_low, clip_high)
+    row_loss = surrogate.loss + kl_coefficient * rows.mean(rows.token_kl)
+    return rows.output((row_loss * rows.mask.any(dim=1, keepdim=True)).sum() / rows.total_rows, surrogate)
 
-    def token_mean(values: Tensor) -> Tensor:
-        return (values.detach() * mask).sum() / max(total_tokens, 1)
 
-    return LossOutput(
-        loss=(token_loss * weights).sum(),
-        kl=token_mean(token_kl),
-        clip_low_fraction=token_mean((ratio < 1 - clip_low) & (advantages < 0)),
-        clip_high_fraction=token_mean((ratio > 1 + clip_high) & (advantages > 0)),
+def dr_grpo_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, reference_logprobs: Tensor | None = None,
+    *, clip_low: float, clip_high: float, kl_coefficient: float,
+    max_completion_tokens: int, total_tokens: int | None = None, total_rows: int | None = None,
+) -> LossOutput:  # fmt: skip
+    """Dr. GRPO (arXiv 2503.20783): as grpo, but divided by a constant, the tokens that the step could have had.
+
+    So a token weighs the same in every step, and neither long nor short completions are favoured.
+    """
+    rows = Rows.of(logprobs, old_logprobs, advantages, mask, reference_logprobs, total_tokens, total_rows)
+    surrogate = clipped_surrogate(rows.log_ratio, rows.advantages, clip_low, clip_high)
+    token_loss = surrogate.loss + kl_coefficient * rows.token_kl
+    return rows.output((token_loss * rows.mask).sum() / (rows.total_rows * max_completion_tokens), surrogate)
+
+
+def dapo_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, reference_logprobs: Tensor | None = None,
+    *, clip_low: float, clip_high: float, kl_coefficient: float,
+    max_completion_tokens: int | None = None, total_tokens: int | None = None, total_rows: int | None = None,
+) -> LossOutput:  # fmt: skip
+    """DAPO (arXiv 2503.14476): every token of the step weighs the same, under a raised upper bound (`LOSSES`).
+
+    Its other parts, dynamic sampling and the mask on truncated completions, are the loop's. The formula is grpo's, and
+    stands here again so that each can be read alone.
+    """
+    rows = Rows.of(logprobs, old_logprobs, advantages, mask, reference_logprobs, total_tokens, total_rows)
+    surrogate = clipped_surrogate(rows.log_ratio, rows.advantages, clip_low, clip_high)
+    token_loss = surrogate.loss + kl_coefficient * rows.token_kl
+    return rows.output((token_loss * rows.mask).sum() / rows.total_tokens, surrogate)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss with its published bounds, and whether its advantages are divided by their group's std."""
+
+    function: Callable[..., LossOutput]
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    normalise_by_std: bool = True
+
+
+LOSSES: dict[LossName, Loss] = {
+    "grpo": Loss(grpo_loss),
+    "equation_1": Loss(equation_1_loss),
+    "gspo": Loss(gspo_loss, clip_low=3e-4, clip_high=4e-4),
+    "dr_grpo": Loss(dr_grpo_loss, normalise_by_std=False),
+    "dapo": Loss(dapo_loss, clip_high=0.28),
+}
+
+
+# --------------------------------------------------------------------------------------------- what the losses are of
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a step, in float32 and 0 outside the mask, with the step's totals (at least 1)."""
+
+    mask: Tensor  # [rows, tokens] bool
+    advantages: Tensor  # [rows, 1]
+    log_ratio: Tensor  # [rows, tokens] log π_θ / π_old
+    log_reference_ratio: Tensor  # [rows, tokens] log π_ref / π_θ; 0 without a reference
+    total_tokens: int
+    total_rows: int
+
+    @classmethod
+    def of(
+        cls,
+        logprobs: Tensor,
+        old_logprobs: Tensor,
+        advantages: Tensor,
+        mask: Tensor,
+        reference_logprobs: Tensor | None,
+        total_tokens: int | None,
+        total_rows: int | None,
+    ) -> "Rows":
+        mask = mask.bool()
+        reference_logprobs = logprobs if reference_logprobs is None else reference_logprobs.detach()
+        policy, old, reference = (
+            values.float().masked_fill(~mask, 0.0) for values in (logprobs, old_logprobs.detach(), reference_logprobs)
+        )
+        return cls(
+            mask,
+            advantages.float()[:, None],
+            policy - old,
+            reference - policy,
+            max(1, int(mask.sum()) if total_tokens is None else total_tokens),
+            max(1, len(mask) if total_rows is None else total_rows),
+        )
+
+    @property
+    def token_kl(self) -> Tensor:
+        return k3(self.log_reference_ratio)  # [rows, tokens]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """[rows, tokens] → [rows, 1]"""
+        return (values * self.mask).sum(dim=1, keepdim=True)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """[rows, tokens] → [rows, 1]; 0 for a row without tokens."""
+        return self.sum(values) / self.mask.sum(dim=1, keepdim=True).clamp(min=1)
+
+    def output(self, loss: Tensor, surrogate: "Surrogate") -> LossOutput:
+        kl, below, above = (
+            (values.detach() * self.mask).sum() / self.total_tokens
+            for values in (self.token_kl, surrogate.below, surrogate.above)
+        )
+        return LossOutput(loss, kl, below, above)
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """The clipped surrogate, and where a bound cuts it off from the gradient; [rows, tokens] or [rows, 1]."""
+
+    loss: Tensor
+    below: Tensor
+    above: Tensor
+
+
+def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Surrogate:
+    ratio = log_ratio.clamp(max=EXPONENT_LIMIT).exp()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return Surrogate(
+        loss=-torch.minimum(ratio * advantages, clipped * advantages),
+        below=(ratio < 1 - clip_low) & (advantages < 0),
+        above=(ratio > 1 + clip_high) & (advantages > 0),
     )
 
 
-def k3_kl(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+def k3(log_ratio: Tensor) -> Tensor:
     """r − log r − 1 with r = π_ref / π_θ (Equation 2): elementwise, never negative, 0 where both agree."""
-    log_ratio = (reference_logprobs - logprobs).clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT)
+    log_ratio = log_ratio.clamp(max=EXPONENT_LIMIT)
     return log_ratio.exp() - log_ratio - 1
 
 
-def bounded_exp(log_ratio: Tensor) -> Tensor:
-    return log_ratio.clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT).exp()
+# ----------------------------------------------------------------------------------------------------- the log-probs
 
 
 def token_logprobs(
