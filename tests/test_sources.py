@@ -186,7 +186,7 @@ def test_a_stacked_picture_is_cut_at_its_blue_lines_only_if_the_pieces_fit_the_m
 
 @pytest.mark.parametrize(
     ("name", "root", "words"),
-    [("polymath", "x", "unknown"), ("wemath", None, "data_root"), ("wemath", "nowhere", "testmini.json")],
+    [("geometry", "x", "unknown"), ("wemath", None, "data_root"), ("wemath", "nowhere", "testmini.json")],
 )
 def test_a_source_that_cannot_be_found_is_one_clear_line(name, root, words):
     with pytest.raises(RequestError, match=words) as error:

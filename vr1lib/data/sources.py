@@ -1,66 +1,76 @@
-"""Original data sets as Problems: one reader each, every row accounted for, splits that share no picture.
+"""Original data sets as Problems: every row accounted for, pictures checked, splits that share no picture.
 
-The paper's RL set mixes We-Math, MathVision, PolyMATH, SceMQA and Geometry3K (Section 4.1); the readers here are the
-first two. A row becomes a Problem or a Reject with its reason, never nothing. Our choices, where the data sets leave
-them open:
+The paper's cold start is made from LLaVA-CoT-100k and Mulberry-SFT, its RL set from We-Math, MathVision, PolyMATH,
+SceMQA and Geometry3K (Section 4.1); both were released, as Vision-R1-cold and Vision-R1-rl. Each has its reader in
+`readers/`. A row becomes a Problem or a Reject with its reason, never nothing and never a crash. Our choices, where
+the data sets leave them open:
 
 - a gold must be accepted by our own grader when it is given as the answer, else nothing can ever be rewarded on that
   row;
-- a picture is known by its content, not by its name: 64 of 495 We-Math pictures called `.png` are JPEG and are used;
-- MathVision stacks a row's pictures in one file, blue lines between them and `<image1>:` printed on each. `load`
-  keeps that file whole and says `[image 2]` in the question; with `panels` it is cut along the lines into the
-  separate pictures;
-- options that are only letters, because they are drawn in the picture, are no `choices`: a line under the question
-  names them.
+- a picture is refused if its path leaves the source's folder, if it has no content, is no picture, or unpacks into
+  too many pixels.
 """
 
 import hashlib
-import json
 import os
-import re
 import shutil
+import tarfile
+import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from PIL import Image
+from pydantic import ValidationError
 
 from vr1lib.answers import grade_answer
-from vr1lib.prompts import IMAGE_MARKER, OPTION_LETTERS, prompt_parts
-from vr1lib.records import MAX_IMAGE_PIXELS, Problem, Record, RequestError, inside, open_image, read_jsonl, write_image
+from vr1lib.data.readers.geometry3k import GEOMETRY3K, VISION_R1_RL
+from vr1lib.data.readers.llava_cot import LLAVA_COT
+from vr1lib.data.readers.mathvision import MATHVISION, place_markers
+from vr1lib.data.readers.mulberry import MULBERRY
+from vr1lib.data.readers.pictures import SUFFIXES, bytes_sha256, file_name, picture_format
+from vr1lib.data.readers.polymath import POLYMATH
+from vr1lib.data.readers.rows import Place, Reject, RowFault, Source
+from vr1lib.data.readers.scemqa import SCEMQA
+from vr1lib.data.readers.vision_r1_cold import VISION_R1_COLD
+from vr1lib.data.readers.wemath import WEMATH, split_options
+from vr1lib.prompts import OPTION_LETTERS, prompt_parts
+from vr1lib.records import ColdRow, Problem, RequestError, first_error, read_jsonl
 
-NUMBERED_MARKER = re.compile(r"<image(\d+)>")
-SUFFIXES = {
-    "PNG": ".png",
-    "JPEG": ".jpg",
-    "MPO": ".jpg",
-    "WEBP": ".webp",
-    "GIF": ".gif",
-    "BMP": ".bmp",
-    "TIFF": ".tiff",
+__all__ = [
+    "Loaded",
+    "LoadedCold",
+    "Reject",
+    "RowFault",
+    "SOURCES",
+    "assign_splits",
+    "check_problem",
+    "gather_pictures",
+    "iterate",
+    "iterate_cold",
+    "load",
+    "load_all",
+    "load_cold",
+    "picture_format",
+    "place_markers",
+    "split_options",
+]
+SOURCES = {
+    source.name: source
+    for source in (
+        WEMATH,
+        MATHVISION,
+        LLAVA_COT,
+        MULBERRY,
+        VISION_R1_COLD,
+        VISION_R1_RL,
+        GEOMETRY3K,
+        POLYMATH,
+        SCEMQA,
+    )
 }
-
-
-class Reject(Record):
-    """A row that was not used: where it fell (`step`), why (`reason`, one of few), and what exactly (`detail`)."""
-
-    id: str
-    reason: str
-    detail: str = ""
-    source: str = ""
-    step: str = "source"
-
-
-class RowFault(Exception):
-    """What makes one row of a source unusable."""
-
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(reason)
-        self.reason, self.detail = reason, detail
+ARCHIVES = ("*.zip", "*.tar", "*.tar.gz")  # what the hub's data sets keep their pictures in, beside split zips
 
 
 @dataclass
@@ -80,6 +90,15 @@ class Loaded:
         return dict(Counter(reject.reason for reject in self.rejects).most_common())
 
 
+@dataclass
+class LoadedCold:
+    """Rows to learn from, (problem, response), and rejects, together every row that was read."""
+
+    rows: list[tuple[Problem, str]] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+
+
 def load(
     name_or_path: str | Path,
     data_root: str | Path | None = None,
@@ -87,42 +106,31 @@ def load(
     limit: int | None = None,
     panels: str | Path | None = None,
 ) -> Loaded:
-    """The problems of a known source ("wemath", "mathvision") or of a Problem .jsonl file.
+    """The problems of a source, or of a Problem .jsonl file.
 
-    `data_root` holds the source's folder, or is it. `split` picks the source's own file (defaults: We-Math "testmini",
-    MathVision "test"), or the problems of that split in a .jsonl. `limit` stops after so many problems. `panels` is
-    a folder for the pieces of stacked pictures; without it they stay whole.
+    `name_or_path`: a source's name, with `data_root`, the folder that holds the source's folder or is it; a folder in
+    a source's format; a source's id on the hub, which is downloaded; or a Problem .jsonl.
+    `split` picks the source's own files (default: what the paper used), or the problems of that split in a .jsonl.
+    `limit` stops after so many problems. `panels` is a folder for pictures that the source has in no file of their
+    own: pieces of stacked ones (whole without it) and those inside a parquet (`pictures/` beside it without it).
     Raises RequestError for an unknown name, a missing file, or a .jsonl line that is no Problem.
     """
-    if Path(name_or_path).suffix == ".jsonl":
-        problems = (problem for problem in read_jsonl(name_or_path, Problem) if split in (None, problem.split))
-        makers = ((problem.id, problem.source, lambda problem=problem: problem) for problem in problems)
-        return _checked(makers, limit, Path(name_or_path))
-    if name_or_path not in SOURCES:
-        known = ", ".join(SOURCES)
-        raise RequestError(
-            f"source {str(name_or_path)!r} is unknown; give one of {known}, or a path that ends in .jsonl"
-        )
-    if data_root is None:
-        raise RequestError(f"source {name_or_path!r} needs 'data_root', the folder that holds {name_or_path}/; give it")
-    source = SOURCES[str(name_or_path)]
-    file = f"{split or source.default_split}{source.suffix}"
-    folder = next((at for at in (Path(data_root) / source.name, Path(data_root)) if (at / file).is_file()), None)
-    if folder is None:
-        raise RequestError(
-            f"{data_root}: holds neither {source.name}/{file} nor {file}; set 'data_root' to the data folder"
-        )
-    panels_folder = Path(panels) if panels else None
+    found = locate(name_or_path, data_root, split)
+    loaded = Loaded(files=found.files)
+    for outcome in _outcomes(found, limit, panels):
+        (loaded.rejects if isinstance(outcome, Reject) else loaded.problems).append(outcome)
+    return loaded
 
-    def row_makers() -> Iterator[tuple[str, str, Callable[[], Problem]]]:
-        for name, row in source.rows(folder / file):
-            yield (
-                name,
-                source.name,
-                lambda row=row: source.read(row, folder, split or source.default_split, panels_folder),
-            )
 
-    return _checked(row_makers(), limit, folder / file)
+def iterate(
+    name_or_path: str | Path,
+    data_root: str | Path | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    panels: str | Path | None = None,
+) -> Iterator[Problem | Reject]:
+    """The same one by one: a source of 200,000 rows in little memory."""
+    return _outcomes(locate(name_or_path, data_root, split), limit, panels)
 
 
 def load_all(
@@ -146,30 +154,201 @@ def load_all(
     return together
 
 
-def _checked(makers: Iterable[tuple[str, str, Callable[[], Problem]]], limit: int | None, file: Path) -> Loaded:
-    """Make each problem and check it; what fails becomes a Reject."""
-    loaded, seen = Loaded(files=[file]), set()
-    for name, source, make in makers:
-        if limit is not None and len(loaded.problems) >= limit:
-            break
-        try:
-            problem = make()
-            name = problem.id
-            if problem.id in seen:
-                raise RowFault("id occurs twice", problem.id)
-            check_problem(problem)
-        except RowFault as fault:
-            loaded.rejects.append(Reject(id=name, reason=fault.reason, detail=fault.detail, source=source))
-            continue
-        seen.add(problem.id)
-        loaded.problems.append(problem)
+def load_cold(
+    name_or_path: str | Path, data_root: str | Path | None = None, split: str | None = None, limit: int | None = None
+) -> LoadedCold:
+    """Question and response of cold-start rows: a ColdRow .jsonl, or Vision-R1-cold, LLaVA-CoT, Mulberry like `load`.
+
+    The response is the source's own, word for word. Of a picture only the head is checked: the training that reads it
+    whole leaves out what breaks off later.
+    """
+    loaded = LoadedCold(files=locate(name_or_path, data_root, split).files)
+    for outcome in iterate_cold(name_or_path, data_root, split, limit):
+        (loaded.rejects if isinstance(outcome, Reject) else loaded.rows).append(outcome)
     return loaded
 
 
-def check_problem(problem: Problem) -> None:
+def iterate_cold(
+    name_or_path: str | Path, data_root: str | Path | None = None, split: str | None = None, limit: int | None = None
+) -> Iterator[tuple[Problem, str] | Reject]:
+    """The same one by one."""
+    found = locate(name_or_path, data_root, split)
+    if found.source is None:
+        rows = (row for row in read_jsonl(found.folder, ColdRow) if split in (None, row.split))
+        return ((row, row.response) for number, row in enumerate(rows) if limit is None or number < limit)
+    if found.source.response is None:
+        cold = ", ".join(source.name for source in SOURCES.values() if source.response)
+        raise RequestError(f"source {found.source.name!r} has problems but no responses; give one of {cold}")
+    return _checked(_makers(found, None, found.source.response), limit, decode=False)
+
+
+# ------------------------------------------------------------------------------------------------- finding and reading
+
+
+@dataclass
+class Found:
+    """The files of a source's split; without a source, `folder` is a .jsonl of our own records."""
+
+    source: Source | None
+    folder: Path
+    split: str | None
+    files: list[Path]
+
+
+def locate(name_or_path: str | Path, data_root: str | Path | None = None, split: str | None = None) -> Found:
+    """What `load` would read. Raises RequestError where there is nothing to read."""
+    name, path = str(name_or_path), Path(name_or_path)
+    if path.suffix == ".jsonl":
+        return Found(None, path, split, [path])
+    if name in SOURCES:
+        if data_root is None:
+            raise RequestError(f"source {name!r} needs 'data_root', the folder that holds {name}/; give it")
+        return _in_folders(SOURCES[name], [Path(data_root) / name, Path(data_root)], split, f"{data_root}")
+    if path.is_dir():
+        return _recognised(path, split)
+    on_hub = {source.hub.lower(): source for source in SOURCES.values()}
+    if name.lower() in on_hub:
+        source = on_hub[name.lower()]
+        return _in_folders(source, [_download(source)], split, name)
+    known = ", ".join(SOURCES)
+    raise RequestError(
+        f"source {name!r} is unknown; give one of {known}, a folder in the format of one, its id on the hub, or a path "
+        "that ends in .jsonl"
+    )
+
+
+def _in_folders(source: Source, folders: Sequence[Path], split: str | None, where: str) -> Found:
+    for folder in folders:
+        if files := source.find(folder, split):
+            return Found(source, folder, split or source.default_split, files)
+    wanted = source.files(split or source.default_split)[0][0]
+    raise RequestError(
+        f"{where}: holds neither {source.name}/{wanted} nor {wanted}; set 'data_root' to the data folder"
+    )
+
+
+def _recognised(folder: Path, split: str | None) -> Found:
+    """The source that a folder is called like, or the only one whose files it holds."""
+    called = folder.resolve().name.lower().replace("-", "_")
+    by_name = [s for s in SOURCES.values() if called in (s.name, s.hub.split("/")[1].lower().replace("-", "_"))]
+    fitting = by_name or [source for source in SOURCES.values() if source.find(folder, split)]
+    if len(fitting) > 1 and all(source.extracts for source in fitting):  # parquet columns tell them apart
+        fitting = [POLYMATH if _has_polymath_columns(fitting[0].find(folder, split)[0]) else VISION_R1_RL]
+    if len(fitting) != 1:
+        names = ", ".join(source.name for source in fitting) or "none"
+        raise RequestError(f"{folder}: holds the files of {names} of our sources; name the source and give 'data_root'")
+    return _in_folders(fitting[0], [folder], split, f"{folder}")
+
+
+def _has_polymath_columns(path: Path) -> bool:
+    for _, row in POLYMATH.rows(path):
+        return isinstance(row, dict) and "problem" not in row
+    return False
+
+
+def _download(source: Source) -> Path:
+    """A data set of the hub in its local copy, archives unpacked beside its files."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        folder = Path(snapshot_download(source.hub, repo_type="dataset"))
+    except (OSError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RequestError(
+            f"{source.hub}: cannot be downloaded ({reason}); check the network, or give its folder as 'data_root'"
+        ) from None
+    if source is VISION_R1_COLD and not any(
+        (folder / name).is_dir() for name in ("llava_cot_images", "mulberry_images")
+    ):
+        raise RequestError(
+            f"{source.hub}: comes without pictures; unpack those of {LLAVA_COT.hub} and {MULBERRY.hub} into "
+            "llava_cot_images/ and mulberry_images/ beside its files and give that folder"
+        )
+    _unpack(folder)
+    return folder
+
+
+def _unpack(folder: Path) -> None:
+    """Unpack archives, once; members that would leave the folder are refused by the libraries' own filters."""
+    first = sorted(folder.glob("*.part-aa"))
+    for part in first:
+        whole = part.with_suffix("")  # image.zip of image.zip.part-aa
+        if not whole.exists():
+            with whole.with_suffix(".joining").open("wb") as target:
+                for piece in sorted(folder.glob(f"{whole.name}.part-*")):
+                    with piece.open("rb") as content:
+                        shutil.copyfileobj(content, target)
+            whole.with_suffix(".joining").rename(whole)
+    for archive in sorted(path for pattern in ARCHIVES for path in folder.glob(pattern)):
+        done = archive.with_name(f".{archive.name}.unpacked")
+        if done.exists():
+            continue
+        try:
+            if archive.suffix == ".zip":
+                with zipfile.ZipFile(archive) as content:
+                    content.extractall(folder)
+            else:
+                with tarfile.open(archive) as content:
+                    content.extractall(folder, filter="data")
+        except (zipfile.BadZipFile, tarfile.TarError) as error:
+            raise RequestError(f"{archive}: cannot be unpacked ({error}); download it again") from None
+        done.touch()
+
+
+def _outcomes(found: Found, limit: int | None, panels: str | Path | None) -> Iterator[Problem | Reject]:
+    if found.source is None:
+        problems = (p for p in read_jsonl(found.folder, Problem) if found.split in (None, p.split))
+        makers = ((p.id, p.source, lambda p=p: (p, None)) for p in problems)
+    else:
+        makers = _makers(found, Path(panels) if panels else None, lambda row: None)
+    for outcome in _checked(makers, limit):
+        yield outcome if isinstance(outcome, Reject) else outcome[0]
+
+
+Maker = Callable[[], tuple[Problem, str | None]]
+
+
+def _makers(found: Found, pictures: Path | None, response: Callable) -> Iterator[tuple[str, str, Maker]]:
+    """For every row its name in a reject, its source, and how it becomes a problem with a response."""
+    source, place = found.source, Place(found.folder, found.split, pictures)
+
+    def make(row: object) -> tuple[Problem, str | None]:
+        try:
+            return source.read(row, place), response(row)
+        except ValidationError as error:
+            raise RowFault("row unreadable", first_error(error)) from None
+
+    for file in found.files:
+        for name, row in source.rows(file):
+            yield name, source.name, lambda row=row: make(row)
+
+
+def _checked(
+    makers: Iterable[tuple[str, str, Maker]], limit: int | None, decode: bool = True
+) -> Iterator[tuple[Problem, str | None] | Reject]:
+    """Make each problem and check it; what fails becomes a Reject."""
+    seen: set[str] = set()
+    for name, source, make in makers:
+        if limit is not None and len(seen) >= limit:
+            return
+        try:
+            problem, response = make()
+            name = problem.id
+            if problem.id in seen:
+                raise RowFault("id occurs twice", problem.id)
+            check_problem(problem, decode)
+        except RowFault as fault:
+            yield Reject(id=name, reason=fault.reason, detail=fault.detail, source=source)
+            continue
+        seen.add(problem.id)
+        yield problem, response
+
+
+def check_problem(problem: Problem, decode: bool = True) -> None:
     """Raise RowFault unless pictures are sound, markers fit them, and our grader accepts the gold from itself."""
     for picture in problem.images:
-        picture_format(picture)
+        picture_format(picture, decode)
     try:
         prompt_parts(problem)
     except RequestError as error:
@@ -180,208 +359,6 @@ def check_problem(problem: Problem) -> None:
     if not grade.ok:
         raise RowFault("gold not accepted from itself", f"{problem.answer!r}: {grade.reason}")
 
-
-def picture_format(path: str | Path) -> str:
-    """The format that a picture really has. Raises RowFault for what is missing, empty, huge or no sound picture."""
-    path = Path(path)
-    if not path.is_file():
-        raise RowFault("picture missing", path.name)
-    if path.stat().st_size == 0:
-        raise RowFault("picture empty", path.name)
-    try:
-        with Image.open(path) as image:
-            name, pixels = image.format or "", image.width * image.height
-    except Image.DecompressionBombError:
-        raise RowFault("picture too large", path.name) from None
-    except (OSError, SyntaxError, ValueError):
-        raise RowFault("picture unreadable", f"{path.name} is no picture") from None
-    if pixels > MAX_IMAGE_PIXELS:
-        raise RowFault("picture too large", f"{path.name}: {pixels:,} pixels")
-    if name not in SUFFIXES:
-        raise RowFault("picture unreadable", f"{path.name}: format {name} is not supported")
-    try:
-        open_image(path)
-    except RequestError as error:
-        raise RowFault("picture unreadable", str(error)) from None
-    return name
-
-
-# ------------------------------------------------------------------------------------------------------- the sources
-
-
-@dataclass(frozen=True)
-class Source:
-    """How one data set is read: `rows` yields (name for a reject, raw row), `read` makes a Problem or a RowFault."""
-
-    name: str
-    default_split: str
-    suffix: str
-    rows: Callable[[Path], Iterator[tuple[str, Any]]]
-    read: Callable[[Any, Path, str, Path | None], Problem]
-
-
-def _array_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RequestError(f"{path}: not JSON ({error}); download the file again") from None
-    if not isinstance(rows, list):
-        raise RequestError(f"{path}: holds a {type(rows).__name__}, not a list of rows; download the file again")
-    for number, row in enumerate(rows, start=1):
-        yield f"row {number}", row
-
-
-def _line_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            yield f"line {number}", row
-
-
-def _read_wemath(row: Any, folder: Path, split: str, panels: Path | None) -> Problem:
-    """A row of We-Math: a picture, options in one string, a letter as gold. Rows of one ID are one problem's steps."""
-    number, step = _text(row, "ID"), _text(row, "key")
-    return Problem(
-        id=f"wemath-{number}-{step}",
-        images=[_picture_path(row, "image_path", folder)],
-        question=_text(row, "question"),
-        answer=_text(row, "answer"),
-        choices=split_options(_text(row, "option")),
-        source="wemath",
-        split=split,
-        meta={"task": step, "skills": [_text(row, "knowledge concept")], "group": f"wemath-{number}"},
-    )
-
-
-def split_options(text: str) -> list[str]:
-    """We-Math's option string `A. 31.4;B. 3.14; … E. No correct answer` as a list of option texts.
-
-    Labels are looked for in order, after a semicolon, or after a blank where the semicolon was forgotten. Raises
-    RowFault if fewer than two options are found.
-    """
-    starts, ends = [], []
-    position = 0
-    for letter in OPTION_LETTERS:
-        before = r"^\s*" if letter == "A" else r";\s*"
-        label = re.compile(rf"{before}{letter}\s*[.:、]").search(text, position)
-        if label is None and letter != "A":
-            label = re.compile(rf"\s{letter}\s*\.\s").search(text, position)
-        if label is None:
-            break
-        starts.append(label.end())
-        ends.append(label.start())
-        position = label.end()
-    options = [text[start:end].strip(" ;\t\n") for start, end in zip(starts, [*ends[1:], len(text)])]
-    if len(options) < 2 or not all(options):
-        raise RowFault("options not understood", text)
-    return options
-
-
-def _read_mathvision(row: Any, folder: Path, split: str, panels: Path | None) -> Problem:
-    """A row of MathVision: numbered markers in question or options, one file with all its pictures, letter or value."""
-    name = f"mathvision-{_text(row, 'id')}"
-    question, answer = _text(row, "question"), _text(row, "answer")
-    if not isinstance(row.get("options"), list | None):
-        raise RowFault("options not understood", repr(row["options"])[:80])
-    options = [str(option) for option in row.get("options") or []]
-    meta = {"level": row.get("level"), "skills": [str(row.get("subject", ""))], "group": name}
-    if row.get("solution"):
-        meta["solution"] = str(row["solution"])
-    images = [_picture_path(row, "image", folder)]
-    count = len(set(NUMBERED_MARKER.findall(" ".join([question, *options]))))
-    if panels is not None and count > 1:
-        images = cut_panels(images[0], count, panels, name) or images
-    question, options, images = place_markers(question, options, images)
-    letters = OPTION_LETTERS[: len(options)]
-    if options and all(option.strip("()$. ").upper() == letter for option, letter in zip(options, letters)):
-        question, options = f"{question}\nChoose from {', '.join(letters)}.", []
-        if answer.upper() not in letters:
-            raise RowFault("gold names no option", f"{answer} of {len(letters)} options")
-    return Problem(
-        id=name,
-        images=images,
-        question=question,
-        answer=answer,
-        choices=options or None,
-        source="mathvision",
-        split=split,
-        meta=meta,
-    )
-
-
-def place_markers(question: str, options: list[str], images: list[str]) -> tuple[str, list[str], list[str]]:
-    """Turn `<image2>` into our plain `<image>` where pictures can be put in place; returns question, options, pictures.
-
-    Picture n belongs to marker n. If the question names pictures that are all there, each marker becomes `<image>`
-    and the pictures follow the markers' order, one named twice coming twice; pictures that no marker names come
-    first. Otherwise (markers in the options, or several markers for one stacked picture) all pictures come first, in
-    their own order, and the text refers to `[image n]`.
-    """
-    numbers = [int(number) for number in NUMBERED_MARKER.findall(question)]
-    in_options = any(NUMBERED_MARKER.search(option) for option in options)
-    question = question.replace(IMAGE_MARKER, "").strip() if numbers else question
-    in_place = numbers and not in_options and all(1 <= number <= len(images) for number in numbers)
-    if in_place:
-        unnamed = [index for index in range(1, len(images) + 1) if index not in numbers]
-        text = IMAGE_MARKER * len(unnamed) + NUMBERED_MARKER.sub(IMAGE_MARKER, question)
-        return text, options, [images[index - 1] for index in [*unnamed, *numbers]]
-    return (
-        NUMBERED_MARKER.sub(r"[image \1]", question),
-        [NUMBERED_MARKER.sub(r"[image \1]", option) for option in options],
-        images,
-    )
-
-
-def cut_panels(picture: str | Path, count: int, folder: Path, name: str) -> list[str] | None:
-    """Cut a stacked picture along its full-width blue lines and write the pieces; None unless they are `count`."""
-    picture_format(picture)
-    image = open_image(picture)
-    pixels = np.asarray(image).astype(np.int16)  # [height, width, 3]
-    blue = ((pixels[:, :, 2] - pixels[:, :, 0]) > 40).mean(axis=1) > 0.97  # [height]
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], blue.astype(np.int8), [0]])))  # line starts and ends in turn
-    bounds = [0, *edges.tolist(), image.height]
-    panels = [(top, bottom) for top, bottom in zip(bounds[::2], bounds[1::2]) if bottom > top]
-    if len(panels) != count:
-        return None
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for number, (top, bottom) in enumerate(panels, start=1):
-        path = (folder / f"{_file_name(name)}-{number}.png").resolve()
-        write_image(image.crop((0, top, image.width, bottom)), path)
-        paths.append(str(path))
-    return paths
-
-
-def _text(row: Any, key: str) -> str:
-    """The non-blank text under `key`."""
-    if not isinstance(row, dict):
-        raise RowFault("row unreadable", "not a JSON object")
-    value = row.get(key)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str) or not value.strip():
-        raise RowFault(f"no {key}", repr(value)[:80])
-    return value.strip()
-
-
-def _picture_path(row: Any, key: str, folder: Path) -> str:
-    """The absolute path of a row's picture, refused outside the source's folder."""
-    relative = _text(row, key)
-    try:
-        return str(inside(folder, relative, ""))
-    except (RequestError, ValueError):
-        raise RowFault("path leaves the folder", relative) from None
-
-
-SOURCES = {
-    "wemath": Source("wemath", "testmini", ".json", _array_rows, _read_wemath),
-    "mathvision": Source("mathvision", "test", ".jsonl", _line_rows, _read_mathvision),
-}
 
 # -------------------------------------------------------------------------------------------- splits and run folders
 
@@ -400,7 +377,7 @@ def assign_splits(problems: Sequence[Problem], shares: Mapping[str, float], seed
         return key
 
     for problem in problems:
-        keys = [f"picture {_bytes_sha256(picture)}" for picture in dict.fromkeys(problem.images)]
+        keys = [f"picture {bytes_sha256(picture)}" for picture in dict.fromkeys(problem.images)]
         keys += [f"group {problem.meta['group']}"] if "group" in problem.meta else []
         for key in keys:
             leader[find(key)] = find(f"id {problem.id}")
@@ -431,7 +408,7 @@ def gather_pictures(problems: Iterable[Problem], folder: str | Path) -> list[Pro
             if Path(picture).is_relative_to(images):
                 paths[picture] = picture
                 continue
-            target = images / f"{_file_name(problem.id)}-{number}{SUFFIXES[picture_format(picture)]}"
+            target = images / f"{file_name(problem.id)}-{number}{SUFFIXES[picture_format(picture)]}"
             target.unlink(missing_ok=True)
             try:
                 os.link(picture, target)
@@ -440,13 +417,3 @@ def gather_pictures(problems: Iterable[Problem], folder: str | Path) -> list[Pro
             paths[picture] = str(target)
         gathered.append(problem.model_copy(update={"images": [paths[picture] for picture in problem.images]}))
     return gathered
-
-
-def _file_name(problem_id: str) -> str:
-    """An id as a file name; ids that differ only in replaced characters stay apart."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", problem_id)[:80]
-    return name if name == problem_id else f"{name}_{hashlib.sha256(problem_id.encode()).hexdigest()[:8]}"
-
-
-def _bytes_sha256(path: str | Path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
