@@ -208,11 +208,13 @@ def test_seven_billion_by_hand(seven):
 
 
 def test_sharding_divides_what_trains_and_adds_an_inference_copy(seven):
-    plan = GrpoPlan(dtype="bfloat16", stages=PTST_PAPER)
+    plan = GrpoPlan(stages=PTST_PAPER)
     alone, spread = (parts(each.estimate(seven)) for each in (plan, replace(plan, sharding="fsdp2", processes=8)))
     for name in ("weights", "gradients", "optimizer", "reference copy"):
         assert spread[name] == pytest.approx(alone[name] / 8, abs=1)
-    assert spread["inference copy"] == 2 * 8_292_166_656 and "inference copy" not in alone
+    assert spread["inference copy"] == 4 * 8_292_166_656 and "inference copy" not in alone
+    in_bfloat16 = parts(replace(plan, dtype="bfloat16").estimate(seven))
+    assert in_bfloat16["inference copy"] == in_bfloat16["reference copy"] == 2 * 8_292_166_656
     assert parts(replace(plan, processes=8).estimate(seven))["gradients"] == 2 * alone["gradients"]  # DDP's buckets
 
 

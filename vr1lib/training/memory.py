@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConf
 
 from vr1lib.models.families import family_of
 from vr1lib.schedule import Stage
+from vr1lib.training.logprobs import LOGITS_AT_ONCE
 from vr1lib.training.processes import Sharding
 
 GIB = 2**30
@@ -404,8 +405,9 @@ def resident_parts(plan: Plan, shape: Shape, reference: bool, samples: bool) -> 
     parts = [Part("weights", weights // plan.shards, "always", ("method", *spread))]
     if plan.shards > 1:
         parts.append(Part("weights before sharding", weights, "loading", ("method",)))
-        gathered = 2 * (shape.vocabulary * shape.hidden * 2 + 2 * sum(shape.quantised) // shape.layers)
-        parts.append(Part("layers gathered", gathered, "update"))
+        layer = sum(shape.quantised) // shape.layers
+        root = shape.parameters - sum(shape.quantised)  # embeddings, head and vision tower stay gathered for the step
+        parts.append(Part("layers gathered", plan.compute_bytes * (root + 2 * layer), "update"))
     if not full:
         parts.append(Part("adapter", 4 * trainable, "always", ("lora_rank",)))
     if trainable:
@@ -416,8 +418,11 @@ def resident_parts(plan: Plan, shape: Shape, reference: bool, samples: bool) -> 
     if full and reference:
         copy = plan.compute_bytes * shape.parameters // plan.shards
         parts.append(Part("reference copy", copy, "always", ("kl_coefficient", "method", *spread)))
-    if samples and plan.shards > 1:
-        parts.append(Part("inference copy", 2 * shape.parameters, "always", ("method",)))
+    if samples and (plan.shards > 1 or full and plan.dtype == "bfloat16"):
+        copy = plan.compute_bytes * shape.parameters
+        parts.append(Part("inference copy", copy, "always", ("method",)))
+        if plan.shards > 1:
+            parts.append(Part("inference copy", copy, "loading", ("method",)))
     if full and trainable and plan.dtype == "bfloat16" and plan.shards == 1:
         linear = sum(shape.quantised) + shape.vocabulary * shape.hidden
         parts.append(Part("weights in bfloat16", 2 * linear, "update", ("method", *spread)))  # autocast keeps them
@@ -465,7 +470,7 @@ def backward_parts(plan: Plan, shape: Shape, rows: int, width: int, kept: int, l
     return [
         Part("activations", activations + widest, "update", ("gradient_checkpointing", *lowered_by, "max_pixels")),
         Part("vision tower", tower, "update", ("max_pixels", *lowered_by)),
-        Part("logits", logits_bytes(plan, shape, kept), "update", lowered_by),
+        Part("logits", logits_bytes(shape, kept), "update", lowered_by),
     ]
 
 
@@ -503,8 +508,9 @@ def tower_bytes(plan: Plan, shape: Shape, prompts: int) -> int:
     return patches * shape.vision_layers * a_patch
 
 
-def logits_bytes(plan: Plan, shape: Shape, kept: int) -> int:
-    return 3 * 4 * kept * shape.vocabulary
+def logits_bytes(shape: Shape, kept: int) -> int:
+    """Logits are scored in pieces: each in float32, scaled, normalised, exponentiated, with a gradient and its parts."""
+    return 6 * 4 * min(kept * shape.vocabulary, max(LOGITS_AT_ONCE, shape.vocabulary))
 
 
 # ------------------------------------------------------------------------------------------------------ what would fit
@@ -562,8 +568,7 @@ def pictures_smaller(plan: Plan) -> Iterator[Plan]:
 def trained_otherwise(plan: Plan) -> Iterator[Plan]:
     """In 4 bits, or sharded over several cards."""
     if plan.trains and plan.method != "qlora":
-        if plan.shards == 1:
-            yield replace(plan, method="qlora", dtype="bfloat16")
+        yield replace(plan, method="qlora", dtype="bfloat16", sharding="none")
         for processes in PROCESSES_TRIED if plan.cuda else ():
             if processes > plan.shards and plan.step_rows % processes == 0:
                 yield replace(plan, sharding="fsdp2", processes=processes)
