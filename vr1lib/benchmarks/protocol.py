@@ -19,8 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vr1lib.benchmarks import mathvision, shapeworld, wemath
 from vr1lib.data.sources import Reject
 from vr1lib.models.rollout_local import complete
@@ -145,7 +143,7 @@ def answer_and_grade(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         batch_size=batch_size,
-        generator=torch.Generator(device=vlm.device).manual_seed(sampling.seed),
+        seed=sampling.seed,
         progress=progress,
     )
     return [grade_completion(completion, problem) for completion, problem in zip(completions, problems, strict=True)]

@@ -1,17 +1,24 @@
-"""Sampling from the training model itself: every prompt read once, its cache shared by the group.
+"""Sampling from a model in this process: every prompt read once, its cache shared by the group.
 
 Each prompt's pictures and text are encoded once, the key-value cache is repeated for the group's samples, and rows that
 have ended leave the batch, so that cost follows the tokens made. Vision tokens are never sampled: a policy that writes
 an image-pad token crashes the next forward. Log-probabilities are kept as sampled, of the distribution after
 temperature and ban but before top-p, which is the one the trainer recomputes (our choice; the paper names neither).
+
+Chance has no state: token t of a sample comes from the t-th number of a stream that its prompt's seed and its own
+number begin. So it is the same beside any other rows, however many are sampled at once, in whatever process, and after
+a resume (our choice; a generator shared by the batch would tie every row to all others).
 """
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from vr1lib.models.vlm import EncodedPrompt, Vlm, collate_prompts
 from vr1lib.records import Completion, Problem
@@ -28,60 +35,121 @@ class Sampled:
     finish: str  # "stop" | "length"
 
 
+@dataclass
+class Reading:
+    """What the model has read of the rows in the batch."""
+
+    cache: Cache
+    attention_mask: Tensor  # [rows, tokens]
+    state: dict[str, Tensor]  # what the model's family needs for the next token, rows first
+    steps: int = 0  # tokens read since the prompt
+
+    def keep(self, rows: Tensor) -> None:
+        """Only `rows` (indices) stay."""
+        self.cache.batch_select_indices(rows)
+        self.attention_mask = self.attention_mask[rows]
+        self.state = {name: value[rows] for name, value in self.state.items()}
+
+
+def seed_of(*parts: int | str) -> int:
+    """A seed that every part has a say in."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8])
+
+
 @torch.no_grad()
 def sample(
     vlm: Vlm,
-    prompts: list[EncodedPrompt],
+    prompts: Sequence[EncodedPrompt],
     *,
     group_size: int,
     max_completion_tokens: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
-    generator: torch.Generator | None = None,
+    seeds: Sequence[int],
+    rows_at_once: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[Sampled]]:
-    """`group_size` samples for each prompt; temperature 0 is greedy. `progress` is told how many rows have just
-    ended."""
-    model = vlm.model
-    with inference_mode_of(model):
-        batch = collate_prompts(prompts, vlm.pad_token_id)
-        batch = {key: value.to(vlm.device) for key, value in batch.items() if value is not None}
-        output = model(**batch, use_cache=True, logits_to_keep=1)
-        cache = output.past_key_values
-        cache.batch_repeat_interleave(group_size)
-        logits = output.logits[:, -1].repeat_interleave(group_size, dim=0)  # [rows, vocabulary]
-        attention_mask = batch["attention_mask"].repeat_interleave(group_size, dim=0)
-        next_position = next_positions(model, batch).repeat_interleave(group_size)  # [rows]
-        return _decode(
-            vlm, cache, logits, attention_mask, next_position, group_size, max_completion_tokens, temperature, top_p,
-            generator, progress,
-        )  # fmt: skip
+    """`group_size` samples for each prompt, whose own seed decides them; temperature 0 is greedy.
+
+    At most `rows_at_once` samples are in memory with their caches; a larger group is sampled in pieces, and its prompt
+    read once for each. `progress` is told how many rows have just ended.
+    """
+    if len(seeds) != len(prompts):
+        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts")
+    groups: list[list[Sampled]] = [[] for _ in prompts]
+    prompts_at_once = max(1, rows_at_once // group_size)
+    with inference_mode_of(vlm.model):
+        for start in range(0, len(prompts), prompts_at_once):
+            here = range(start, min(start + prompts_at_once, len(prompts)))
+            for first in range(0, group_size, rows_at_once):
+                numbers = range(first, min(first + rows_at_once, group_size))
+                chances = torch.stack(
+                    [uniforms(seeds[index], number, max_completion_tokens) for index in here for number in numbers]
+                )
+                logits, reading = read_prompts(vlm, [prompts[index] for index in here], len(numbers))
+                samples = decode(vlm, logits, reading, chances, temperature, top_p, progress)
+                for place, index in enumerate(here):
+                    groups[index] += samples[place * len(numbers) : (place + 1) * len(numbers)]
+    return groups
 
 
-def _decode(
-    vlm,
-    cache,
-    logits,
-    attention_mask,
-    next_position,
-    group_size,
-    max_completion_tokens,
-    temperature,
-    top_p,
-    generator,
-    progress,
-) -> list[list[Sampled]]:
-    rows = logits.shape[0]
+def uniforms(seed: int, number: int, count: int) -> Tensor:
+    """The numbers in [0, 1) that decide sample `number` of a prompt, one a token: float64 [count]."""
+    return torch.from_numpy(numpy.random.default_rng([seed, number]).random(count))
+
+
+def read_prompts(vlm: Vlm, prompts: Sequence[EncodedPrompt], group_size: int) -> tuple[Tensor, Reading]:
+    """Read each prompt once, for `group_size` rows: the logits of their first token [rows, vocabulary]."""
+    batch = collate_prompts(prompts, vlm.pad_token_id)
+    batch = {name: value.to(vlm.device) for name, value in batch.items()}
+    output = vlm.model(**batch, use_cache=True, logits_to_keep=1)
+    output.past_key_values.batch_repeat_interleave(group_size)
+
+    def repeated(value: Tensor) -> Tensor:
+        return value.repeat_interleave(group_size, dim=0)
+
+    state = {name: repeated(value) for name, value in vlm.family.decode_state(vlm.model, batch).items()}
+    return repeated(output.logits[:, -1]), Reading(output.past_key_values, repeated(batch["attention_mask"]), state)
+
+
+def read_token(vlm: Vlm, reading: Reading, tokens: Tensor) -> Tensor:
+    """Read one more token of every row [rows]: the logits of the next one [rows, vocabulary]."""
+    mask = reading.attention_mask
+    reading.attention_mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    output = vlm.model(
+        input_ids=tokens.unsqueeze(1),
+        attention_mask=reading.attention_mask,
+        past_key_values=reading.cache,
+        use_cache=True,
+        **vlm.family.decode_inputs(reading.state, reading.steps),
+    )
+    reading.steps += 1
+    return output.logits[:, -1]
+
+
+def decode(
+    vlm: Vlm,
+    logits: Tensor,
+    reading: Reading,
+    chances: Tensor,
+    temperature: float,
+    top_p: float,
+    progress: Callable[[int], None] | None = None,
+) -> list[Sampled]:
+    """One sample for each row, from its prompt's last logits [rows, vocabulary] and its chances [rows, tokens]."""
+    rows, max_completion_tokens = chances.shape
     device = logits.device
+    chances = chances.to(device)
     tokens = torch.full((rows, max_completion_tokens), vlm.pad_token_id, dtype=torch.long, device=device)
     logprobs = torch.zeros(rows, max_completion_tokens, device=device)
     lengths = torch.full((rows,), max_completion_tokens, dtype=torch.long, device=device)
-    banned = torch.tensor(vlm.vision_token_ids, device=device)
+    banned = torch.tensor(vlm.vision_token_ids, dtype=torch.long, device=device)
     ends = torch.tensor(vlm.eos_token_ids, device=device)
     index = torch.arange(rows, device=device)  # which row each line of the batch belongs to
     stopped = torch.zeros(rows, dtype=torch.bool, device=device)
     for step in range(max_completion_tokens):
-        chosen, chosen_logprobs = choose(logits, banned, temperature, top_p, generator)
+        chosen, chosen_logprobs = choose(logits, banned, temperature, top_p, chances[index, step])
+        chosen = torch.where(chosen_logprobs.isnan(), ends[0], chosen)  # a broken model's row ends; the loss shows it
         running = ~stopped[index]
         tokens[index[running], step] = chosen[running]
         logprobs[index[running], step] = chosen_logprobs[running]
@@ -96,22 +164,12 @@ def _decode(
             break
         if alive < COMPACT_BELOW * len(index):
             keep = running.nonzero().squeeze(1)
-            cache.batch_select_indices(keep)
+            reading.keep(keep)
             index, chosen = index[keep], chosen[keep]
-            attention_mask, next_position = attention_mask[keep], next_position[keep]
-        attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(index), 1)], dim=1)
-        position_ids = (next_position + step).view(1, -1, 1).expand(3, -1, -1)
-        output = vlm.model(
-            input_ids=chosen.unsqueeze(1),
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits = output.logits[:, -1]
+        logits = read_token(vlm, reading, chosen)
     if progress:
         progress(int((~stopped).sum()))
-    samples = [
+    return [
         Sampled(
             tokens[row, : lengths[row]].tolist(),
             logprobs[row, : lengths[row]].tolist(),
@@ -119,13 +177,14 @@ def _decode(
         )
         for row in range(rows)
     ]
-    return [samples[start : start + group_size] for start in range(0, rows, group_size)]
 
 
-def choose(
-    logits: Tensor, banned: Tensor, temperature: float, top_p: float, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """One token for each row and its log-probability: logits [rows, vocabulary] → ([rows], [rows])."""
+def choose(logits: Tensor, banned: Tensor, temperature: float, top_p: float, chances: Tensor) -> tuple[Tensor, Tensor]:
+    """One token for each row and its log-probability: logits [rows, vocabulary] → ([rows], [rows]).
+
+    The token is the one at which the summed probabilities pass the row's chance in [0, 1): chances [rows]. The sum is
+    in double precision, for in single it would miss the rarest tokens of a large vocabulary.
+    """
     logits = logits.float().index_fill(1, banned, float("-inf"))
     if temperature > 0:
         logits = logits / temperature
@@ -133,35 +192,19 @@ def choose(
     if temperature == 0:
         chosen = logprobs.argmax(dim=-1)
     else:
-        probabilities = logprobs.exp()
+        probabilities = logprobs.double().exp()
         if top_p < 1:
             ordered, order = probabilities.sort(dim=-1, descending=True)
             outside = ordered.cumsum(dim=-1) - ordered >= top_p
             probabilities = torch.zeros_like(probabilities).scatter(1, order, ordered.masked_fill(outside, 0.0))
-        chosen = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+        summed = probabilities.cumsum(dim=-1)
+        chosen = torch.searchsorted(summed, chances[:, None] * summed[:, -1:], right=True).squeeze(1)
+        chosen = chosen.clamp(max=logits.shape[1] - 1)  # where the sum is not a number
     return chosen, logprobs.gather(1, chosen.unsqueeze(1)).squeeze(1)
 
 
-def next_positions(model, batch: dict[str, Tensor]) -> Tensor:
-    """The rotary position that follows each prompt [rows]: a picture of h×w tokens advances it by max(h, w) only.
-
-    With pictures the model counts each row's own tokens; a batch without any it counts from the padding on.
-    """
-    mask = batch["attention_mask"]
-    deltas = getattr(base_model(model), "rope_deltas", None) if "image_grid_thw" in batch else None
-    if deltas is None:
-        return torch.full_like(mask[:, 0], mask.shape[1])
-    return mask.sum(dim=1) + deltas.view(-1).to(mask.device)
-
-
-def base_model(model):
-    """The transformers model (with `rope_deltas`) under whatever wraps it."""
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return model.model
-
-
 @contextmanager
-def inference_mode_of(model) -> Iterator[None]:
+def inference_mode_of(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode for the sampling only."""
     training = model.training
     model.eval()
@@ -173,19 +216,22 @@ def inference_mode_of(model) -> Iterator[None]:
 
 def complete(
     vlm: Vlm,
-    problems: list[Problem],
+    problems: Sequence[Problem],
     *,
     max_completion_tokens: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
     samples: int = 1,
     batch_size: int = 64,
-    generator: torch.Generator | None = None,
+    seed: int = 0,
     step: int = 0,
     stage: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> list[Completion]:
-    """Completions of problems, `batch_size` rows at a time, in the problems' order (samples of a problem together)."""
+    """Completions of problems, `batch_size` rows at a time, in the problems' order (samples of a problem together).
+
+    `seed` and a problem's id decide its samples, whatever other problems there are.
+    """
     completions: list[Completion] = []
     for start in range(0, len(problems), max(1, batch_size // samples)):
         chunk = problems[start : start + max(1, batch_size // samples)]
@@ -196,7 +242,8 @@ def complete(
             max_completion_tokens=max_completion_tokens,
             temperature=temperature,
             top_p=top_p,
-            generator=generator,
+            seeds=[seed_of(seed, problem.id) for problem in chunk],
+            rows_at_once=batch_size,
             progress=progress,
         )
         for problem, group in zip(chunk, groups, strict=True):
