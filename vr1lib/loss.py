@@ -29,12 +29,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 EXPONENT_LIMIT = 20.0  # as in verl and EasyR1: the exp of a larger log-ratio would overflow or drown every other token
 
-RatioLevel = Literal["token", "sequence", "sequence_geometric"]
-Normalisation = Literal["token_mean", "sequence_mean", "constant"]
 LossName = Literal["grpo", "equation_1", "gspo", "dr_grpo", "dapo"]
 
 
@@ -242,32 +239,18 @@ def k3(log_ratio: Tensor) -> Tensor:
 # ----------------------------------------------------------------------------------------------------- the log-probs
 
 
-def token_logprobs(
-    logits: Tensor, ids: Tensor, temperature: float = 1.0, chunk_tokens: int = 128
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (with gradient) and entropies (without), both float32 [rows, tokens], nats.
+def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (with gradient) and entropies (without) of `ids`, both float32 of ids' shape, nats.
 
-    logits: [rows, tokens, vocabulary], where logits[:, t] predicts ids[:, t]; ids: [rows, tokens]. `temperature` is the
-    one the ids were sampled with. The float32 copy exists for `chunk_tokens` positions at a time, in the backward pass
-    too, where it is computed again: at a vocabulary of 152K it would otherwise be larger than the model's activations.
+    logits: [..., vocabulary], where logits[..., t, :] predicts ids[..., t]. `temperature` is the one the ids were
+    sampled with. A token whose logit is −inf is banned: it takes no probability.
     """
-    pieces = []
-    for chunk_logits, chunk_ids in zip(logits.split(chunk_tokens, dim=1), ids.split(chunk_tokens, dim=1)):
-        if chunk_logits.requires_grad:
-            piece = checkpoint(
-                chunk_logprobs, chunk_logits, chunk_ids, temperature, use_reentrant=False, preserve_rng_state=False
-            )
-        else:
-            piece = chunk_logprobs(chunk_logits, chunk_ids, temperature)
-        pieces.append(piece)
-    logprobs, entropies = zip(*pieces)
-    return torch.cat(logprobs, dim=1), torch.cat(entropies, dim=1)
-
-
-def chunk_logprobs(logits: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    all_logprobs = (logits.float() / temperature).log_softmax(dim=-1)  # [rows, chunk, vocabulary]
+    all_logprobs = (logits.float() / temperature).log_softmax(dim=-1)  # [..., vocabulary]
     logprobs = all_logprobs.gather(-1, ids[..., None]).squeeze(-1)
     with torch.no_grad():
-        # entr(p) = −p log p and 0 at p = 0: a banned token's logit of −inf adds nothing instead of NaN
+        # entr(p) = −p log p and 0 at p = 0: a banned token adds nothing instead of NaN
         entropies = torch.special.entr(all_logprobs.exp()).sum(dim=-1)
     return logprobs, entropies
+
+
+chunk_logprobs = token_logprobs
