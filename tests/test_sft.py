@@ -85,7 +85,8 @@ def test_broken_picture_is_counted_whether_found_early_or_late(world, tmp_path):
     dataset = RowDataset(vlm, rows, max_tokens=4096, cache_gib=0)
     broken.write_bytes(b"spoilt after the lengths were taken")
     assert dataset[0].problem_id == dataset[0].problem_id == dataset[1].problem_id == world[1][1][0].id != "broken"
-    assert [reject.id for reject in dataset.rejects] == ["broken"]
+    assert dataset.rejects == []
+    assert {index: reject.id for index, reject in dataset.broken.items()} == {0: "broken"}
 
 
 def test_rows_of_one_id_are_counted_each(world):

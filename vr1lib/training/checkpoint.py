@@ -1,7 +1,7 @@
 """Checkpoints: everything a run needs to go on, bit for bit, as if it had never stopped.
 
     checkpoints/step-000100/
-        checkpoint.json         step, the loop's own state, optimizer options, specifications, each file's size and SHA-256
+        checkpoint.json         step, the loop's own state, optimizer options, specifications, each file's SHA-256
         model/                  what save_vlm writes: the policy as a folder to load, or its adapter
         optimizer.safetensors   AdamW's or Muon's tensors as <parameter name>.<key>
         random-0.safetensors    the generators of process 0 (Python, NumPy, torch, its GPU); one file a process
