@@ -146,13 +146,11 @@ def answer(
                 tell(text)
 
     batch = collate_prompts([prompt], vlm.pad_token_id)
-    rules = GenerationConfig(
+    vlm.model.generation_config = GenerationConfig(  # replaced whole: what is left open comes from the model's own
         max_new_tokens=max_tokens,
         do_sample=temperature > 0,
         temperature=temperature if temperature > 0 else None,
         top_k=0,
-        top_p=1.0,
-        repetition_penalty=1.0,
         eos_token_id=list(vlm.eos_token_ids),
         pad_token_id=vlm.pad_token_id,
         suppress_tokens=list(vlm.vision_token_ids) or None,
@@ -160,9 +158,7 @@ def answer(
     stream = Stream()
     interrupted = False
     try:
-        vlm.model.generate(
-            **{key: value.to(vlm.device) for key, value in batch.items()}, generation_config=rules, streamer=stream
-        )
+        vlm.model.generate(**{name: value.to(vlm.device) for name, value in batch.items()}, streamer=stream)
     except KeyboardInterrupt:
         interrupted = True
         stream.end()
