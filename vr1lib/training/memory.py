@@ -460,17 +460,20 @@ def sampling_parts(plan: Plan, shape: Shape, rows: int, prompts: int, completion
     ]
 
 
-def backward_parts(plan: Plan, shape: Shape, rows: int, width: int, kept: int, lowered_by: tuple) -> list[Part]:
-    """Forward and backward of a micro-batch of `rows` rows of `width` tokens, logits on `kept` of them all."""
+def backward_parts(
+    plan: Plan, shape: Shape, rows: int, width: int, kept: int, lowered_by: tuple[str, ...]
+) -> list[Part]:
+    """Forward and backward of a micro-batch of `rows` rows of `width` tokens, with a loss on `kept` of them all."""
     layer = layer_bytes(plan, shape, rows, width)
     stream = rows * width * shape.hidden * (4 if plan.method == "full" and plan.shards == 1 else plan.compute_bytes)
     activations = shape.layers * stream + layer if plan.gradient_checkpointing else shape.layers * layer
     widest = 2 * max(shape.quantised) * plan.compute_bytes if plan.method == "qlora" else 0  # one layer, out of 4 bits
     tower = tower_bytes(plan, shape, rows)
+    logits = logits_bytes(plan, shape, kept)
     return [
         Part("activations", activations + widest, "update", ("gradient_checkpointing", *lowered_by, "max_pixels")),
         Part("vision tower", tower, "update", ("max_pixels", *lowered_by)),
-        Part("logits", logits_bytes(shape, kept), "update", lowered_by),
+        Part("logits", logits, "update", lowered_by),
     ]
 
 
@@ -508,33 +511,55 @@ def tower_bytes(plan: Plan, shape: Shape, prompts: int) -> int:
     return patches * shape.vision_layers * a_patch
 
 
-def logits_bytes(shape: Shape, kept: int) -> int:
-    """Logits are scored in pieces: each in float32, scaled, normalised, exponentiated, with a gradient and its parts."""
-    return 6 * 4 * min(kept * shape.vocabulary, max(LOGITS_AT_ONCE, shape.vocabulary))
+def logits_bytes(plan: Plan, shape: Shape, kept: int) -> int:
+    """Logits are scored in pieces: each in float32, scaled, normalised, exponentiated, with its gradient. GRPO's head
+    makes them in such pieces too; SFT's loss is given them whole, in the computation's type, and gives back a gradient.
+    """
+    pieces = 6 * 4 * min(kept * shape.vocabulary, max(LOGITS_AT_ONCE, shape.vocabulary))
+    return pieces + (2 * plan.compute_bytes * kept * shape.vocabulary if isinstance(plan, SftPlan) else 0)
 
 
 # ------------------------------------------------------------------------------------------------------ what would fit
 
 
-def shortfall(plan: Plan, shape: Shape, limit: int, phase: str | None = None) -> str | None:
-    """One line that says what is too large for `limit` bytes and which values would fit; None if everything fits.
+def shortfall(plan: Plan, shape: Shape, limit: int) -> str | None:
+    """One line that says what is too large for `limit` bytes and which values would fit; None if everything fits."""
+    if fits(plan, shape, limit):
+        return None
+    estimate = plan.estimate(shape)
+    phase, parts = estimate.worst_phase, estimate.of_phase(estimate.worst_phase)
+    part, ways = advice(plan, shape, limit)
+    verb = "need" if part.name.split()[0].endswith("s") else "needs"
+    return (
+        f"{part.name} {verb} {in_gib(part.bytes)} GiB, the whole {phase} {in_gib(sum(each.bytes for each in parts))} "
+        f"of {in_gib(limit)} GiB: {ways}"
+    )
+
+
+def out_of_memory(plan: Plan, shape: Shape, limit: int, phase: str) -> str:
+    """One line for a phase that ran out although it should have fitted: values that halve what comes and goes in it."""
+    estimate = plan.estimate(shape)
+    passing = sum(part.bytes for part in estimate.parts if part.phase == phase)
+    staying = sum(part.bytes for part in estimate.parts if part.phase == "always")
+    part, ways = advice(plan, shape, min(limit, staying + passing // 2), phase)
+    return (
+        f"out of memory in the {phase}, estimated at {in_gib(staying + passing)} of {in_gib(limit)} GiB, "
+        f"{part.name} {in_gib(part.bytes)} of it: {ways}"
+    )
+
+
+def advice(plan: Plan, shape: Shape, limit: int, phase: str | None = None) -> tuple[Part, str]:
+    """The part to blame and the values that would fit, in words.
 
     With `phase`, that phase alone is held against the limit (it ran out of memory; the others did not).
     """
-    if fits(plan, shape, limit, phase):
-        return None
-    estimate = plan.estimate(shape)
-    phase_now = phase or estimate.worst_phase
-    parts = estimate.of_phase(phase_now)
     found = fitting_plans(plan, shape, limit, phase)
     changed = set(changes(plan, found[0])) if found else set()
+    estimate = plan.estimate(shape)
+    parts = estimate.of_phase(phase or estimate.worst_phase)
     part = max([part for part in parts if changed & set(part.lowered_by)] or parts, key=lambda part: part.bytes)
     ways = "; or ".join(", ".join(changes(plan, other).values()) for other in found)
-    total, verb = sum(each.bytes for each in parts), "need" if part.name.split()[0].endswith("s") else "needs"
-    return (
-        f"{part.name} {verb} {in_gib(part.bytes)} GiB, the whole {phase_now} {in_gib(total)} of {in_gib(limit)} GiB: "
-        f"{ways or 'no parameter that we know of makes it fit; take a smaller model'}"
-    )
+    return part, ways or "no parameter that we know of makes it fit; take a smaller model"
 
 
 def fits(plan: Plan, shape: Shape, limit: int, phase: str | None = None) -> bool:
