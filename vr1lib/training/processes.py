@@ -16,6 +16,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedD
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from vr1lib.records import RequestError
@@ -25,15 +26,8 @@ SEEING = re.compile(r"vis(ual|ion)|cross_attn|multi_modal")  # parameters that a
 
 
 def accelerator_for(model: torch.nn.Module, sharding: Sharding, bfloat16: bool = False) -> Accelerator:
-    """The Accelerator of this process for `model` (not prepared yet). `bfloat16` computes in bf16 over float32 weights.
-
-    Raises RequestError for sharding within a single process.
-    """
-    plugin = None
-    if sharding == "fsdp2":
-        if PartialState().num_processes == 1:
-            raise RequestError("sharding = 'fsdp2' in one process: nothing to share; set processes, or sharding: none")
-        plugin = sharding_plugin(model)
+    """This process's Accelerator for `model`, not prepared yet. `bfloat16` computes in bf16 over float32 weights."""
+    plugin = sharding_plugin(model, bfloat16) if sharding == "fsdp2" else None
     seeing = [parameter for name, parameter in model.named_parameters() if SEEING.search(name)]
     unused = any(parameter.requires_grad for parameter in seeing)
     accelerator = Accelerator(
@@ -47,12 +41,18 @@ def accelerator_for(model: torch.nn.Module, sharding: Sharding, bfloat16: bool =
     return accelerator
 
 
-def sharding_plugin(model: torch.nn.Module) -> FullyShardedDataParallelPlugin:
-    """FSDP2 with one shard unit per decoder layer that every batch passes through."""
+def sharding_plugin(model: torch.nn.Module, bfloat16: bool = False) -> FullyShardedDataParallelPlugin:
+    """FSDP2 with one shard unit per decoder layer that every batch passes through; gradients are added up in float32.
+
+    Raises RequestError within a single process.
+    """
+    if PartialState().num_processes == 1:
+        raise RequestError("sharding = 'fsdp2' in one process: nothing to share; set processes, or sharding: none")
     layers = [name for name in model._no_split_modules if "Vision" not in name and "Cross" not in name]
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,
         reshard_after_forward=True,
+        mixed_precision_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bfloat16 else None,
         auto_wrap_policy="transformer_based_wrap",
         transformer_cls_names_to_wrap=layers,
     )
