@@ -7,7 +7,7 @@ loop.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -16,7 +16,10 @@ from vr1lib.answers import grade_answer
 MAX_REPEATS = 20  # our choice: a unit said more often, back to back, is a stuck generator and not a doubt
 MAX_UNIT_WORDS = 80  # our choice: the longest unit looked for, a pass over a picture with its doubt
 DESCRIPTION_WORDS = re.compile(
-    r"\bdescriptions?\b|\bcaption\b|\bas described\b|\bdescribed (?:above|here)\b|\b(?:provided|given|above) text\b",
+    r"\bdescriptions?\b|\bcaption\b|\bas described\b|\bdescribed (?:above|here)\b|\b(?:provided|given|above) text\b"
+    r"|\b(?:can(?:not|['’]t| not)|could(?: not|n['’]t)|unable to|without(?: actually)?|not able to) (?:actually )?"
+    r"(?:see(?:ing)?|view(?:ing)?|look(?:ing)? at) (?:the |an? |any )?(?:actual )?(?:image|picture|figure|diagram)\b"
+    r"|\bno (?:image|picture) (?:is |was )?(?:attached|given|provided)\b",
     re.I,
 )
 ANSWER_STATEMENT = re.compile(
@@ -29,6 +32,21 @@ CLOSING_VALUE = re.compile(r"(?:\bis|\bare|\bequals|\btotal|=)\s*(?P<value>-?\d+
 BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 END_MARKS = tuple(".!?:;)]}$*\"'”’✅")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+SCRIPT_LETTER = re.compile(
+    r"(?P<Han>[\u3400-\u9fff\uf900-\ufaff])|(?P<Kana>[\u3041-\u309f\u30a1-\u30fa])|(?P<Hangul>[\u1100-\u11ff\uac00-\ud7af])"
+    r"|(?P<Cyrillic>[\u0400-\u052f])|(?P<Arabic>[\u0620-\u064a\u066e-\u06d3])|(?P<Hebrew>[\u05d0-\u05ea])"
+    r"|(?P<Devanagari>[\u0904-\u0939])|(?P<Thai>[\u0e01-\u0e30])"
+)
+WORD = re.compile(r"[^\W\d_]+")
+MIN_LITTLE_WORDS = 3  # different ones in a sentence; our choice: names and quotations have fewer
+LITTLE_WORDS = {
+    "German": set("und ist nicht der das ein eine wir mit sich auf dann aber auch wenn oder für dem".split()),
+    "French": set("le la les est une des donc nous avec pour dans que qui et sur cette".split()),
+    "Spanish": set("el la los las es una que con para por entonces del más cuando".split()),
+    "Italian": set("il lo gli è una che con per quindi di della sono non nel".split()),
+    "Portuguese": set("os é uma que com para por então não do da mais quando".split()),
+}
+ENGLISH_WORDS = set("the is of and to a in that it we so for this are with not on be as then if has".split())
 
 _THE = (
     r"the (?:(?:above|given|provided|detailed) )*(?:image |picture |figure )?description(?: (?:above|given|provided))?"
@@ -81,6 +99,40 @@ def truncated(reasoning: str, text: str, finish: str) -> str | None:
         return "no answer text" if reasoning.strip() else "no reasoning"
     end = reasoning.rstrip()
     return None if end.endswith(END_MARKS) else f"ends with {end[-30:]!r}"
+
+
+def cut_or_empty(text: str, finish: str) -> tuple[str, str] | None:
+    """A pseudo-CoT or a description that is not whole, as (reason, what was found)."""
+    if not text.strip():
+        return "empty reply", ""
+    return ("truncated", f"cut at the length limit, {len(text):,} characters") if finish == "length" else None
+
+
+def language_mixing(reasoning: str, given: Sequence[str]) -> str | None:
+    """A letter of a script, or a sentence in a language, that is neither English nor in what the reasoner was given.
+
+    Greek is mathematics. What is written in a picture comes with its description, so it was given.
+    """
+    read = "\n".join(given)
+    known = {letter.lastgroup for letter in SCRIPT_LETTER.finditer(read)}
+    for letter in SCRIPT_LETTER.finditer(reasoning):
+        if letter.lastgroup not in known:
+            start, end = max(0, letter.start() - 10), letter.end() + 20
+            return f"{letter.lastgroup}: {reasoning[start:end]!r}"
+    known = {language for language, _ in foreign_sentences(read)}
+    return next((f"{name}: {said!r}" for name, said in foreign_sentences(reasoning) if name not in known), None)
+
+
+def foreign_sentences(text: str) -> Iterator[tuple[str, str]]:
+    """(language, beginning) of sentences in another language of Latin letters, known by its little words."""
+    words = set(WORD.findall(text.lower()))
+    likely = [name for name, little in LITTLE_WORDS.items() if len(words & little) >= MIN_LITTLE_WORDS]
+    for sentence in re.split(r"[.!?\n]", text) if likely else ():
+        words = set(WORD.findall(sentence.lower()))
+        for name in likely:
+            found = len(words & LITTLE_WORDS[name])
+            if found >= MIN_LITTLE_WORDS and found > len(words & ENGLISH_WORDS):
+                yield name, sentence.strip()[:60]
 
 
 def repetition_loop(reasoning: str, max_repeats: int = MAX_REPEATS) -> str | None:
