@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from vr1lib.records import Graded, Problem, RequestError, read_jsonl
+from vr1lib.training.checkpoint import seal
 from vr1lib.workbench import tracking
 from vr1lib.workbench.params import load_parameters
 from vr1lib.workbench.tracking import Board, claim_folder, read_manifest, sha256, start_run, thumbnail
@@ -326,3 +327,63 @@ def test_large_output_goes_to_wandb_as_a_reference(home, monkeypatch):
     assert list(small.manifest.entries) == ["big.bin"] and small.manifest.entries["big.bin"].ref is None
     assert sorted(large.manifest.entries) == ["big.bin", "sha256.txt"]
     assert large.manifest.entries["big.bin"].ref == (home / "big.bin").as_uri()
+
+
+TRAINING = "20_cold_sft"
+
+
+def checkpoint(folder, step, recorded, **record):
+    """A checkpoint folder as the training code seals it, empty of tensors."""
+    path = folder / "checkpoints" / f"step-{step:06d}"
+    path.mkdir(parents=True)
+    seal(path, {"step": step, "recorded": recorded, **record})
+    return path
+
+
+def test_resumed_run_keeps_folder_and_record_up_to_its_checkpoint(begin, capsys):
+    run = begin(TRAINING)
+    run.log({"step": 1, "loss": 3.0})
+    checkpoint(run.folder, 1, run.record.sizes(), wandb_run_id="abc")
+    run.log({"step": 2, "loss": 2.0})
+    run.log_completions([graded("p1")], {"p1": problem("p1")})
+    with run.record.metrics.open("a") as file:
+        file.write('{"step": 3, "lo')  # killed while writing
+    run.close("interrupted")
+    again = begin(TRAINING, resume=True)
+    assert again.folder == run.folder and not run.folder.with_name("default~1").exists()
+    assert again.resume_from.name == "step-000001" and again.manifest["resumed_from"].endswith("step-000001")
+    assert [row["step"] for row in lines(again)] == [1]
+    assert again.record.completions.read_text() == ""
+    assert again.manifest["started_at"] == run.manifest["started_at"] and again.manifest["status"] == "running"
+    assert "resumed from outputs/20_cold_sft/default/checkpoints/step-000001" in capsys.readouterr().err
+
+
+def test_run_without_a_checkpoint_resumes_from_its_start(begin, capsys):
+    run = begin(TRAINING)
+    run.log({"step": 1, "loss": 3.0})
+    run.close("interrupted")
+    again = begin(TRAINING, resume=True)
+    assert again.resume_from is None and lines(again) == []
+    assert "no checkpoint yet: starting anew" in capsys.readouterr().err
+
+
+def test_what_cannot_be_resumed_is_refused_in_one_line(begin):
+    with pytest.raises(RequestError, match="no run to resume"):
+        begin(TRAINING, resume=True)
+    begin(TRAINING).close("interrupted")
+    with pytest.raises(RequestError, match="learning_rate = 0.5, but .* started with 0.001; .*keeps its parameters"):
+        begin(TRAINING, resume=True, learning_rate=0.5)
+    begin(TRAINING, resume=True, checkpoint_every=7).close("finished")  # this one may change
+    with pytest.raises(RequestError, match="nothing to resume"):
+        begin(TRAINING, resume=True)
+
+
+def test_resumed_run_goes_on_with_the_same_wandb_run(begin, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = begin(TRAINING)
+    run.close("interrupted")
+    again = begin(TRAINING, resume=True)
+    assert run.manifest["wandb"]["run_id"] and again.manifest["wandb"]["run_id"] == run.manifest["wandb"]["run_id"]
+    again.close("finished")
+    records = list((run.folder / "wandb").glob(f"offline-run-*-{run.manifest['wandb']['run_id']}*"))
+    assert len(records) == 2, "each leg of an offline run has its own record under the one id"

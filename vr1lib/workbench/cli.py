@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     doctor = commands.add_parser("doctor", help="what this machine can run, and which parameter files fit it")
+    doctor.add_argument("-f", dest="file", metavar="FILE", help="one parameter file's memory, part by part")
     doctor.add_argument("--json", action="store_true", help="print JSON for a program")
     doctor.set_defaults(command=run_doctor)
 
@@ -57,13 +58,34 @@ def parser() -> argparse.ArgumentParser:
         "-p", dest="overrides", action="append", default=[], nargs=2, metavar=("KEY", "VALUE"), help="wins over files"
     )
     run.add_argument("--name", metavar="RUN", help="the run's name (the parameter `run`)")
+    run.add_argument("--resume", action="store_true", help="go on with the run of that name from its last checkpoint")
     run.set_defaults(command=run_notebook)
+
+    join = commands.add_parser("join", help="lend this machine to a run that another one started (nodes > 1)")
+    join.add_argument("run", metavar="RUN", help="its run folder, on a file system that both see")
+    join.set_defaults(command=join_run)
 
     grade = commands.add_parser("grade", help="grade completions by the one rule of filter, reward and benchmark")
     grade.add_argument("input", metavar="IN.jsonl", help="rows {id, completion, answer, choices?}; - for stdin")
     grade.add_argument("--out", metavar="OUT.jsonl", help="where the verdicts go, in order; stdout without it")
     grade.add_argument("--reward", choices=("hard", "format_plus_result"), default="hard")
     grade.set_defaults(command=run_grade)
+
+    merge = commands.add_parser("merge", help="a run's model as a plain Hugging Face folder, its adapter merged in")
+    merge.add_argument("run", metavar="RUN", help="run folder, checkpoint or model folder")
+    merge.add_argument("out", metavar="OUT", help="the new folder")
+    merge.set_defaults(command=merge_model)
+
+    ask = commands.add_parser("ask", help="one answer about pictures, thinking and answer apart")
+    ask.add_argument("--model", required=True, metavar="M", help="model folder, run folder or hub name")
+    ask.add_argument(
+        "--image", dest="images", action="append", default=[], metavar="FILE", help="once for each picture"
+    )
+    ask.add_argument("--question", required=True, metavar="TEXT")
+    ask.add_argument("--max-tokens", type=int, default=4096, metavar="N", help="longest answer (default: 4096)")
+    ask.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default: 0, greedy")
+    ask.add_argument("--json", action="store_true", help="print JSON for a program")
+    ask.set_defaults(command=ask_model)
 
     report = commands.add_parser("report", help="one self-contained HTML page over run folders")
     report.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or STEM/RUN below outputs/")
@@ -73,9 +95,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_doctor(options: argparse.Namespace) -> int:
-    from vr1lib.workbench.doctor import examine, in_words
+    from vr1lib.workbench import doctor
 
-    findings = examine()
+    findings = doctor.examine_file(options.file) if options.file else doctor.examine()
+    in_words = doctor.file_in_words if options.file else doctor.in_words
     print(json.dumps(findings, indent=2, ensure_ascii=False) if options.json else in_words(findings))
     return 0
 
@@ -83,7 +106,14 @@ def run_doctor(options: argparse.Namespace) -> int:
 def run_notebook(options: argparse.Namespace) -> int:
     from vr1lib.workbench.launch import launch
 
-    return launch(options.stem, options.files, options.overrides, options.name)
+    return launch(options.stem, options.files, options.overrides, options.name, options.resume)
+
+
+def join_run(options: argparse.Namespace) -> int:
+    from vr1lib.workbench.agent import join
+
+    join(find_run(options.run))
+    return 0
 
 
 def run_grade(options: argparse.Namespace) -> int:
@@ -100,19 +130,41 @@ def run_grade(options: argparse.Namespace) -> int:
 
 
 def run_report(options: argparse.Namespace) -> int:
-    from vr1lib.workbench.params import project_root
-
-    folders = []
-    for run in options.runs:
-        candidates = [Path(run), project_root() / run, project_root() / "outputs" / run]
-        folder = next((item for item in candidates if (item / "manifest.json").exists()), None)
-        if folder is None:
-            raise RequestError(f"{run}: no run folder (no manifest.json); give outputs/STEM/RUN")
-        folders.append(folder)
+    folders = [find_run(run) for run in options.runs]
     from vr1lib.analysis.report import write_run_report
 
     print(write_run_report(folders, Path(options.out) if options.out else folders[0] / "report.html"))
     return 0
+
+
+def merge_model(options: argparse.Namespace) -> int:
+    from vr1lib.workbench.ask import merge_command
+
+    merge_command(options.run, options.out)
+    return 0
+
+
+def ask_model(options: argparse.Namespace) -> int:
+    from vr1lib.workbench.ask import ask_command
+
+    return ask_command(
+        options.model,
+        options.images,
+        options.question,
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        as_json=options.json,
+    )
+
+
+def find_run(run: str) -> Path:
+    """The run folder meant by a path, or by STEM/RUN below outputs/."""
+    from vr1lib.workbench.params import project_root
+
+    for folder in (Path(run), project_root() / run, project_root() / "outputs" / run):
+        if (folder / "manifest.json").exists():
+            return folder.resolve()
+    raise RequestError(f"{run}: no run folder (no manifest.json); give outputs/STEM/RUN")
 
 
 def json_rows(source: TextIO, name: str) -> Iterator[tuple[str, Any]]:

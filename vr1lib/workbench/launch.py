@@ -25,14 +25,24 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def launch(
-    stem: str, files: Sequence[str | Path] = (), overrides: Iterable[tuple[str, str]] = (), name: str | None = None
+    stem: str,
+    files: Sequence[str | Path] = (),
+    overrides: Iterable[tuple[str, str]] = (),
+    name: str | None = None,
+    resume: bool = False,
 ) -> int:
-    """Validate, make the run folder, execute; returns the exit code.
+    """Validate, make the run folder (with `resume`, go on in it), execute; returns the exit code.
 
     Raises RequestError if the parameters or the notebook are not there or not right: then nothing has been written.
     """
     named = [("run", name)] if name else []
     params = load_parameters(stem, files, [*overrides, *named])
+    if resume:
+        if "resume" not in type(params).model_fields:
+            raise RequestError(f"--resume: {stem} keeps no checkpoints; run it again without it")
+        earlier = project_root() / "outputs" / stem / params.run / "params.yaml"
+        files = [*([earlier] if earlier.exists() else []), *files]  # a resumed run keeps its parameters
+        params = load_parameters(stem, files, [*overrides, *named, ("resume", "true")])
     notebook = project_root() / "notebooks" / f"{stem}.ipynb"
     if not notebook.exists():
         raise RequestError(f"{shown(notebook)}: no such notebook; restore it from git")
@@ -89,6 +99,8 @@ def run_papermill(notebook: Path, output: Path, params: Parameters, root: Path) 
     except PapermillExecutionError as error:
         if error.ename == "RequestError":
             return WRONG_REQUEST, error.evalue
+        if error.ename == "TrainingStopped":  # its message says it all
+            return FAILED, error.evalue
         return FAILED, failure_page(error, output)
     except DeadKernelError:
         return FAILED, f"the kernel died (out of memory?); the notebook so far: {shown(output)}"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 import vr1lib
@@ -117,15 +117,20 @@ class DataBuildingParameters(Parameters):
     fault_rate: float = Field(0.1, ge=0, le=1, description="Scripted: share of problems with a planted fault.")
 
 
-class ColdSftParameters(Parameters):
-    """20_cold_sft: supervised fine-tuning on the cold-start rows (Section 3.3.2), giving Vision-R1-CI."""
+class TrainingParameters(Parameters):
+    """What both training notebooks take: the policy, where and how it is trained, checkpoints, held-out problems."""
 
+    resume: bool = Field(
+        False, description="Go on with the run of this name from its newest whole checkpoint (`vr1 run … --resume`)."
+    )
     model: str = Field("tiny", min_length=1, description="Model folder or hub name; tiny builds an untrained one.")
     method: Literal["full", "lora", "qlora"] = Field("full", description="What is trained (paper: full fine-tuning).")
     lora_rank: int = Field(64, ge=1, description="Rank of the adapter; EasyR1's, our choice.")
     lora_alpha: int = Field(64, ge=1, description="Scale of the adapter; EasyR1's, our choice.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input; our choice.")
-    train_vision: bool = Field(False, description="Train the vision tower too (the authors' framework froze it).")
+    train_vision: bool = Field(
+        False, description="Train the vision tower too (the authors' cold start froze it; EasyR1's RL trains it)."
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Number type of the computation; under full the weights stay float32 (authors: bf16)."
     )
@@ -134,55 +139,81 @@ class ColdSftParameters(Parameters):
     max_pixels: int | None = Field(
         None, ge=1, description="Largest picture area; null: as the model was trained (authors' framework: 589824)."
     )
+    data_root: str | None = Field(None, description="Folder of the original data sets, for data given by source name.")
+    limit: int | None = Field(None, ge=1, description="Take at most this many rows or problems; null for all.")
+    processes: int = Field(1, ge=1, description="Processes on each machine, one per GPU; 1 trains in the kernel.")
+    nodes: int = Field(1, ge=1, description="Machines; each other one runs `vr1 join RUN` (torchrun's rendezvous).")
+    rdzv_endpoint: str | None = Field(
+        None, pattern=r"^[^:\s]+:\d+$", description="HOST:PORT where several machines meet; null for one machine."
+    )
+    sharding: Literal["none", "fsdp2"] = Field(
+        "none", description="none: each process holds the whole model (DDP). fsdp2: it is spread over the processes."
+    )
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="Optimizer steps between two checkpoints; null for none (authors' cold start: 1000)."
+    )
+    checkpoints_kept: int = Field(2, ge=1, description="The newest so many are kept, and the best; our choice.")
+    max_bad_steps: int = Field(
+        3, ge=1, description="Steps in a row whose loss or gradient is not finite before the run stops; our choice."
+    )
+    preflight: bool = Field(
+        True, description="Rehearse one worst-case step before the first: memory by part, time, ETA; our choice."
+    )
+    evaluation: str | None = Field(
+        None, description="Held-out problems (.jsonl): does it overthink (20), accuracy over steps (30); null: none."
+    )
+    evaluation_temperature: float = Field(0.6, ge=0, description="Its temperature; 0 is greedy (authors: 0.6).")
+    evaluation_top_p: float = Field(0.95, gt=0, le=1, description="Its nucleus (authors: 0.95).")
+
+    @model_validator(mode="after")
+    def fit_each_other(self) -> "TrainingParameters":
+        if self.nodes > 1 and self.rdzv_endpoint is None:
+            raise ValueError(f"nodes = {self.nodes}, rdzv_endpoint = null: give HOST:PORT of the first machine")
+        if self.sharding != "none" and self.processes * self.nodes == 1:
+            raise ValueError(f"sharding = {self.sharding!r}, processes = 1: raise processes, or take sharding: none")
+        if self.sharding != "none" and self.method == "qlora":
+            raise ValueError("sharding = 'fsdp2', method = 'qlora': 4-bit weights are not sharded; take sharding: none")
+        return self
+
+
+class ColdSftParameters(TrainingParameters):
+    """20_cold_sft: supervised fine-tuning on the cold-start rows (Section 3.3.2), giving Vision-R1-CI."""
+
     data: str = Field(
         "shapeworld",
         min_length=1,
         description="Cold-start rows: a .jsonl file, shapeworld, or a source by name, then without chain of thought.",
     )
-    data_root: str | None = Field(None, description="Folder of the original data sets, for data given by source name.")
-    limit: int | None = Field(None, ge=1, description="Take at most this many rows; null for all (paper: 200K).")
     epochs: float = Field(2.0, gt=0, description="Passes over the rows (authors: 2).")
     steps: int | None = Field(None, ge=1, description="Optimizer steps, in place of epochs; null: epochs hold.")
-    batch_size: int = Field(32, ge=1, description="Rows per optimizer step, all devices together (authors: 32).")
-    micro_batch_size: int = Field(8, ge=1, description="Rows per forward pass on one device (authors: 1).")
+    batch_size: int = Field(32, ge=1, description="Rows per optimizer step, all processes together (authors: 32).")
+    micro_batch_size: int = Field(8, ge=1, description="Rows per forward pass in one process (authors: 1).")
+    packing: bool = Field(
+        False, description="Put several rows of a step into one line without padding, each blind to the rest; ours."
+    )
     learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak learning rate, cosine (authors: 5e-6 for 7B).")
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Share of the steps that warm up (authors: 0.05).")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay (authors: not set).")
     max_gradient_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm (LLaMA-Factory's).")
     max_tokens: int = Field(4096, ge=1, description="Longer rows are left out and counted, never cut (authors: 16384).")
-    evaluation: str | None = Field(
-        None, description="Problems (.jsonl) to answer after training: does it overthink? null for none."
-    )
-    evaluation_limit: int = Field(200, ge=1, description="At most so many of them; our choice.")
-    evaluation_temperature: float = Field(0.6, ge=0, description="Its temperature; 0 is greedy (authors: 0.6).")
-    evaluation_top_p: float = Field(0.95, gt=0, le=1, description="Its nucleus (authors: 0.95).")
+    evaluation_limit: int = Field(200, ge=1, description="At most so many held-out problems; our choice.")
     max_completion_tokens: int = Field(128, ge=1, description="Longest answer to them, in tokens; our choice.")
 
 
-class PtstGrpoParameters(Parameters):
+class PtstGrpoParameters(TrainingParameters):
     """30_ptst_grpo: GRPO with Progressive Thinking Suppression Training (Section 3.4), giving Vision-R1."""
 
-    model: str = Field("tiny", min_length=1, description="Cold-started model folder; tiny builds an untrained one.")
-    method: Literal["full", "lora", "qlora"] = Field("full", description="What is trained (paper: full fine-tuning).")
-    lora_rank: int = Field(64, ge=1, description="Rank of the adapter; EasyR1's, our choice.")
-    lora_alpha: int = Field(64, ge=1, description="Scale of the adapter; EasyR1's, our choice.")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input; our choice.")
-    train_vision: bool = Field(False, description="Train the vision tower too (EasyR1 does); our choice.")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Number type of the weights; our choice.")
-    gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory; our choice.")
-    min_pixels: int | None = Field(None, ge=1, description="Smallest picture area; null: as the model was trained.")
-    max_pixels: int | None = Field(None, ge=1, description="Largest picture area; null: as the model was trained.")
     problems: str = Field(
         "shapeworld", min_length=1, description="RL problems: a .jsonl file, or a source by name (paper: 10K, 4.1)."
     )
-    data_root: str | None = Field(None, description="Folder of the original data sets, for sources given by name.")
-    limit: int | None = Field(None, ge=1, description="Take at most this many problems; null for all.")
     stages: list[Stage] = Field(
         [[32, 4, 4], [64, 2, 2]],
         min_length=1,
         description="PTST's stages as [max completion tokens, group size, steps] (paper: [4096, 16, 100] and so on).",
     )
-    prompts_per_step: int = Field(8, ge=1, description="Problems per optimizer step (not in the paper; EasyR1: 512).")
+    prompts_per_step: int = Field(
+        8, ge=1, description="Problems per optimizer step, all processes together (not in the paper; EasyR1: 512)."
+    )
     updates_per_step: int = Field(1, ge=1, description="Optimizer steps that share a step's samples (EasyR1: 4).")
     reward: Literal["hard", "format_plus_result"] = Field(
         "hard", description="hard: 1 iff format and answer are right (Section 3.4); format_plus_result: Zero's 1:1."
@@ -194,26 +225,31 @@ class PtstGrpoParameters(Parameters):
     warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises (EasyR1: 0).")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay (EasyR1: 0.01).")
     max_gradient_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm (EasyR1: 1.0).")
+    loss: Literal["grpo", "equation_1", "gspo", "dr_grpo", "dapo"] = Field(
+        "grpo", description="grpo: ratio per token (EasyR1). equation_1: per sequence, as printed. docs/losses.md."
+    )
     kl_coefficient: float = Field(0.01, ge=0, description="β, weight of the KL to the reference (Section 3.4: 1e-2).")
-    clip_low: float = Field(0.2, gt=0, lt=1, description="ε of the clipped ratio below 1 (Section 3.4: 0.2).")
-    clip_high: float = Field(0.2, gt=0, description="ε of the clipped ratio above 1 (Section 3.4: 0.2).")
-    ratio_level: Literal["token", "sequence", "sequence_geometric"] = Field(
-        "token", description="Ratio per token (EasyR1), per sequence (Equation 1), or its geometric mean (GSPO)."
+    clip_low: float | None = Field(
+        None, gt=0, lt=1, description="ε of the clipped ratio below 1; null: the loss's own (Section 3.4: 0.2)."
     )
-    normalisation: Literal["token_mean", "sequence_mean", "constant"] = Field(
-        "token_mean", description="What the loss is averaged over (EasyR1: token_mean; Dr. GRPO: constant)."
+    clip_high: float | None = Field(
+        None, gt=0, description="ε of the clipped ratio above 1; null: the loss's own (Section 3.4: 0.2)."
     )
-    normalise_by_std: bool = Field(True, description="Divide advantages by the group's std (Section 3.4: yes).")
+    normalise_by_std: bool | None = Field(
+        None, description="Divide advantages by the group's std; null: as the loss has it (Section 3.4: yes)."
+    )
+    mask_truncated: bool = Field(
+        False, description="Completions cut by the limit give no loss (DAPO): that takes PTST's suppression away."
+    )
+    dynamic_sampling_refills: int = Field(
+        0, ge=0, description="More sampling rounds a step at most, to replace groups of equal rewards (DAPO; paper: 0)."
+    )
     temperature: float = Field(1.0, gt=0, description="Sampling temperature of the rollouts (EasyR1: 1.0).")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus of the rollouts; 1 samples from the policy itself.")
+    rollout_rows: int = Field(64, ge=1, description="Completions sampled at once in one process; our choice.")
     micro_batch_tokens: int = Field(8192, ge=1, description="Padded tokens per forward pass of an update; our choice.")
-    evaluation: str | None = Field(
-        None, description="Held-out problems (.jsonl) for the accuracy over steps (Figure 1E); null for none."
-    )
-    evaluation_limit: int = Field(96, ge=1, description="At most so many of them; our choice.")
+    evaluation_limit: int = Field(96, ge=1, description="At most so many held-out problems; our choice.")
     evaluate_every: int = Field(25, ge=1, description="Steps between two evaluations (Figure 1E: 25 to 50).")
-    evaluation_temperature: float = Field(0.6, ge=0, description="Its temperature; 0 is greedy (authors: 0.6).")
-    evaluation_top_p: float = Field(0.95, gt=0, le=1, description="Its nucleus (authors: 0.95).")
 
 
 class BenchmarkParameters(Parameters):

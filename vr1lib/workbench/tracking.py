@@ -4,7 +4,8 @@ A run writes outputs/STEM/RUN/: manifest.json (first, and replaced atomically), 
 per `log`, on disk when the call returns), completions.jsonl, figures/ and wandb/. The folder is the truth and W&B a
 copy of it: offline unless asked otherwise, never a prompt, never waited for. Whatever goes wrong there is said once,
 and the run goes on. Our choice: a run whose folder already holds an earlier run moves that folder to RUN~1 (RUN~2, …),
-so that a notebook can simply be run again and nothing is lost.
+so that a notebook can simply be run again and nothing is lost. A run that resumes keeps its folder and its W&B run: its
+record is cut back to what it was when the checkpoint was written, and goes on from there.
 """
 
 import atexit
@@ -30,42 +31,79 @@ from PIL import Image
 
 import vr1lib
 from vr1lib.records import Graded, Problem, RequestError, open_image, write_jsonl
-from vr1lib.workbench.params import Parameters, project_root
+from vr1lib.workbench.params import Parameters, load_parameters, project_root
 
 LAUNCHED = "VR1_RUN_FOLDER"  # set by `vr1 run`: the folder it has claimed for the kernel
 THUMBNAIL_PIXELS = 128  # longest side of a picture in a W&B table
 TABLE_ROWS = 32  # completions per W&B table, evenly spaced; completions.jsonl holds them all
 ARTIFACT_BYTES = 100 * 2**20  # larger outputs go to W&B as a reference with their sha256
 ARTIFACT_FILES = 200
+CHANGEABLE = {
+    "resume",
+    "wandb_mode",
+    "rdzv_endpoint",
+    "checkpoint_every",
+    "checkpoints_kept",
+    "max_bad_steps",
+    "preflight",
+}
 WANDB_MODES = ("disabled", "offline", "online")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "numpy", "papermill", "wandb")
+
+
+class Record:
+    """metrics.jsonl and completions.jsonl of a run folder: on disk when the call returns, whoever writes them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.metrics, self.completions = folder / "metrics.jsonl", folder / "completions.jsonl"
+        self.started = time.monotonic()
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl. `step` is required; numbers that are not finite become null; `seconds`
+        since the start is added where it is not given."""
+        if "step" not in metrics:
+            raise ValueError("log: metrics hold no 'step'")
+        row = {"step": metrics["step"], "seconds": round(time.monotonic() - self.started, 3), **metrics}
+        line = json.dumps({key: plain(value) for key, value in row.items()}, ensure_ascii=False, allow_nan=False)
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def log_completions(self, graded: Sequence[Graded], problems: Mapping[str, Problem]) -> None:
+        """Append graded completions to completions.jsonl."""
+        write_jsonl(self.completions, graded, append=True)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file now; a checkpoint remembers them."""
+        return {path.name: path.stat().st_size for path in (self.metrics, self.completions) if path.exists()}
+
+    def rewind(self, sizes: Mapping[str, int]) -> None:
+        """Cut the files back to the sizes that a checkpoint remembers; a line half written goes with the rest."""
+        for path in (self.metrics, self.completions):
+            if path.exists():
+                os.truncate(path, min(sizes.get(path.name, 0), path.stat().st_size))
 
 
 class Run:
     """One run of a notebook. `log` is a plain callable: algorithms get it without knowing what is behind it."""
 
+    resume_from: Path | None = None  # the checkpoint a resumed run goes on from
+
     def __init__(self, stem: str, params: Parameters, folder: Path, manifest: dict[str, Any], lock: TextIO) -> None:
         self.stem, self.name, self.params, self.folder = stem, params.run, params, folder
         self.manifest, self.lock = manifest, lock
-        self.started = time.monotonic()
+        self.record = Record(folder)
         self.closed = False
-        self.board = Board(stem, params, folder)
+        self.board = Board(stem, params, folder, manifest["wandb"]["run_id"])
         self.update(wandb=self.board.identity)
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl and send it to W&B. `step` is required; numbers that are not finite become
-        null in the file; `seconds` since the start of the run is added where it is not given."""
-        if "step" not in metrics:
-            raise ValueError("log: metrics hold no 'step'")
-        row = {"step": metrics["step"], "seconds": round(time.monotonic() - self.started, 3), **metrics}
-        line = json.dumps({key: plain(value) for key, value in row.items()}, ensure_ascii=False, allow_nan=False)
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-        self.board.log(row)
+        """Record.log, and the same to W&B."""
+        self.record.log(metrics)
+        self.board.log(metrics)
 
     def log_completions(self, graded: Sequence[Graded], problems: Mapping[str, Problem]) -> None:
-        """Append graded completions to completions.jsonl; W&B gets a table of some of them with their pictures."""
-        write_jsonl(self.folder / "completions.jsonl", graded, append=True)
+        """Record.log_completions; W&B gets a table of some of them with their pictures."""
+        self.record.log_completions(graded, problems)
         self.board.log_completions(graded, problems)
 
     def save_figure(self, figure: Any, name: str) -> Path:
@@ -127,6 +165,15 @@ class Run:
         if error is not None and not self.closed:
             self.fail(error)
 
+    def go_back(self) -> None:
+        """Choose the checkpoint to go on from, and cut the record back to it."""
+        from vr1lib.training.checkpoint import newest_checkpoint, read_state  # with torch, which others don't need
+
+        self.resume_from = newest_checkpoint(self.folder / "checkpoints", say)
+        self.record.rewind(read_state(self.resume_from)["recorded"] if self.resume_from else {})
+        self.update(resumed_from=shown(self.resume_from) if self.resume_from else None)
+        say(f"resumed from {shown(self.resume_from)}" if self.resume_from else "no checkpoint yet: starting anew")
+
     def update(self, **entries: Any) -> None:
         self.manifest.update(entries)
         write_manifest(self.folder, self.manifest)
@@ -146,7 +193,9 @@ active: Run | None = None
 def start_run(stem: str, params: Parameters) -> Run:
     """Claim outputs/STEM/RUN, write its manifest, and watch the notebook's cells: one that raises fails the run.
 
-    A run of this process that is still open is closed as interrupted.
+    With `resume` among the parameters an earlier run there goes on instead: `run.resume_from` is its newest whole
+    checkpoint, or None if it has none yet and starts anew. A run of this process that is still open is closed as
+    interrupted.
     """
     global active
     if active is not None:
@@ -157,6 +206,8 @@ def start_run(stem: str, params: Parameters) -> Run:
     else:
         manifest, lock = claim_folder(stem, params)
     active = Run(stem, params, folder, manifest, lock)
+    if getattr(params, "resume", False):
+        active.go_back()
     atexit.register(active.close_at_exit)
     watch_cells(active.after_cell)
     return active
@@ -187,12 +238,10 @@ def claim_folder(stem: str, params: Parameters) -> tuple[dict[str, Any], TextIO]
     Returns the manifest and a lock; closing the lock lets go. Raises RequestError if a process is still running there.
     """
     folder = project_root() / "outputs" / stem / params.run
+    if getattr(params, "resume", False):
+        return reclaim_folder(folder, params)
     if (folder / "manifest.json").exists():
-        try:
-            lock_folder(folder, alone=True).close()
-        except BlockingIOError:
-            message = f"{shown(folder)}: another process is running there; give this run another name (run, --name)"
-            raise RequestError(message) from None
+        refuse_if_running(folder)
         number = 1
         while (aside := folder.with_name(f"{folder.name}~{number}")).exists():
             number += 1
@@ -222,6 +271,42 @@ def claim_folder(stem: str, params: Parameters) -> tuple[dict[str, Any], TextIO]
     write_manifest(folder, manifest)
     (folder / "params.yaml").write_text(params.to_yaml(), encoding="utf-8")
     return manifest, lock
+
+
+def reclaim_folder(folder: Path, params: Parameters) -> tuple[dict[str, Any], TextIO]:
+    """The folder of a run that has not finished, to go on in: its manifest, running again, and a lock.
+
+    Raises RequestError if there is none, it has finished, or it was started with other parameters.
+    """
+    manifest = read_manifest(folder)
+    if not manifest:
+        raise RequestError(f"{shown(folder)}: no run to resume; start it without resume (--resume)")
+    refuse_if_running(folder)
+    if manifest["status"] == "finished":
+        raise RequestError(f"{shown(folder)}: finished at {manifest['finished_at']}; nothing to resume")
+    refuse_other_parameters(folder, params)
+    manifest |= {"status": "running", "finished_at": None, "error": None, "inputs": [], "outputs": []}
+    write_manifest(folder, manifest)
+    return manifest, lock_folder(folder)
+
+
+def refuse_other_parameters(folder: Path, params: Parameters) -> None:
+    """A resumed run is the same run: RequestError naming the first parameter that is not as it was."""
+    earlier = load_parameters(folder.parent.name, [folder / "params.yaml"]).model_dump()
+    for key, value in params.model_dump().items():
+        if key not in CHANGEABLE and value != earlier[key]:
+            raise RequestError(
+                f"{key} = {value!r}, but {shown(folder)} was started with {earlier[key]!r}; "
+                "a resumed run keeps its parameters: leave it out, or start a new run"
+            )
+
+
+def refuse_if_running(folder: Path) -> None:
+    try:
+        lock_folder(folder, alone=True).close()
+    except BlockingIOError:
+        message = f"{shown(folder)}: another process is running there; give this run another name (run, --name)"
+        raise RequestError(message) from None
 
 
 def lock_folder(folder: Path, alone: bool = False) -> TextIO:
@@ -358,8 +443,9 @@ class Board:
     WANDB_MODE in the environment may lower the mode (offline, disabled), never raise it.
     """
 
-    def __init__(self, stem: str, params: Parameters, folder: Path) -> None:
+    def __init__(self, stem: str, params: Parameters, folder: Path, run_id: str | None = None) -> None:
         self.run: Any = None
+        self.run_id = run_id  # of the run to go on with
         self.aliases = [params.run]
         self.identity = {"mode": "disabled", "run_id": None, "url": None}
         wanted = [params.wandb_mode, os.environ.get("WANDB_MODE")]
@@ -383,12 +469,14 @@ class Board:
     def start(self, mode: str, stem: str, params: Parameters, folder: Path) -> None:
         run = self.wandb.init(
             mode=mode,
+            id=self.run_id,
+            resume="allow" if self.run_id else None,
             dir=folder,
             project=params.wandb_project,
             group=params.wandb_group,
             job_type=stem,
             name=f"{stem}/{params.run}",
-            config=params.model_dump(),
+            config=params.model_dump(exclude={"resume"}),
             settings=self.wandb.Settings(
                 console="off", silent=True, init_timeout=20, finish_timeout=120, x_save_requirements=False
             ),
