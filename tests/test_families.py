@@ -24,6 +24,9 @@ from vr1lib.models.tiny import TINY_FAMILIES, build_tiny_vlm
 from vr1lib.models.vlm import collate_prompts, collate_rows, load_vlm, save_vlm, with_completions
 from vr1lib.prompts import PromptSpec
 from vr1lib.records import Problem, RequestError
+from vr1lib.reward import grade_completion
+from vr1lib.schedule import Schedule
+from vr1lib.training.grpo import GrpoSettings, prepare, train_grpo
 from vr1lib.training.sft import train_sft
 
 RESPONSE = "<think> red, blue. So 2. </think><answer> Final Answer:2 </answer>"
@@ -178,6 +181,16 @@ def test_a_row_scores_the_same_alone_and_beside_any_other(vlm, folder):
         torch.testing.assert_close(together[number, : len(row)], alone, rtol=0, atol=2e-4)
 
 
+def test_a_llama_batch_fills_up_with_pictures_that_nobody_sees(folder):
+    vlm = load_vlm(folder / "mllama")
+    batch = collate_prompts([vlm.encode_prompt(each) for each in problems(folder)[:3]], vlm.pad_token_id)
+    assert batch["pixel_values"].shape[:3] == (3, 3, 4)  # rows, pictures, tiles
+    assert batch["aspect_ratio_ids"].tolist() == [[6, 0, 0], [0, 0, 0], [3, 1, 4]]  # 2×2 tiles; 1×3, 1×1, 1×4
+    assert batch["aspect_ratio_mask"].any(dim=2).all()  # attention over no tile at all would be NaN in bf16
+    seen = batch["cross_attention_mask"].any(dim=1).sum(dim=2)  # by any token, in tiles
+    assert seen.tolist() == [[4, 0, 0], [0, 0, 0], [3, 1, 4]]
+
+
 def test_a_picture_changes_what_comes_after_it_alone(vlm, folder):
     """Also for Llama, whose cross-attention is told so by a mask."""
     question = "How many red shapes <image>are there?"
@@ -273,6 +286,30 @@ def test_supervised_steps_lower_the_loss(name, method, folder, tmp_path):
     )
     assert result.steps == 6 and not result.rejects
     assert result.losses[-1] < result.losses[0] - 0.1
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_grpo_step_follows_the_rewards_and_scores_what_it_sampled(name, method, folder, monkeypatch):
+    vlm = load_vlm(folder / name, method=method, lora_rank=8)
+    shake(vlm)
+    sampled = []
+
+    def likes_early_letters(completion, problem, reward):
+        sampled.append(completion.text)
+        graded = grade_completion(completion, problem, reward)
+        return graded.model_copy(update={"reward": float(completion.text < "m")})
+
+    monkeypatch.setattr("vr1lib.training.rollouts.grade_completion", likes_early_letters)
+    before = {each: weight.detach().clone() for each, weight in vlm.model.named_parameters()}
+    session = prepare(vlm, GrpoSettings(prompts_per_step=4, learning_rate=1e-3, kl_coefficient=0.01))
+    rows = []
+    train_grpo(session, problems(folder), Schedule([(6, 4, 1)]), log=rows.append)
+    assert len(sampled) == 16 and not any(token in text for text in sampled for token in vlm.family.vision_tokens)
+    assert 0 < rows[1]["reward/mean"] < 1 and rows[1]["grad_norm"] > 0
+    assert rows[1]["logprob_gap"] < 1e-4  # prompts read once and decoded token by token, against the whole at once
+    moved = {each for each, weight in vlm.model.named_parameters() if not torch.equal(weight, before[each])}
+    assert moved and moved <= {each for each, weight in vlm.model.named_parameters() if weight.requires_grad}
 
 
 def test_every_decoder_layer_and_vision_block_is_a_unit_to_shard(vlm):

@@ -2,7 +2,8 @@
 
 Qwen2-VL, Qwen2.5-VL and Qwen3-VL speak ChatML and put one token into the prompt for each merged block of patches;
 Llama-3.2-Vision (mllama, the paper's second base) speaks Llama-3's headers, puts one `<|image|>` for a whole picture
-and looks at it through cross-attention layers. Everything else in the workbench asks the description.
+and looks at it through cross-attention layers. (Its own template refuses a system turn beside a picture; ours renders
+both.) Everything else in the workbench asks the description.
 
 Marks ("<|im_start|>{role}\\n") are written here as text and split at their special tokens; a user's text never is.
 """
@@ -128,10 +129,8 @@ def rotary_inputs(state: Inputs, step: int) -> Inputs:
 
 
 def cross_attention_mask(input_ids: Tensor, image_token_id: int, pictures: Inputs) -> Inputs:
-    """Which tiles of which pictures each token sees [tokens, images, tiles]: those from its last `<|image|>` on.
-
-    Pictures that stand together are seen together; text before a picture sees none of it.
-    """
+    """Which tiles of which pictures each token sees [tokens, images, tiles], as published: those of the picture, or of
+    the pictures standing together, that came last before it."""
     tiles = pictures["aspect_ratio_mask"]  # [1, images, tiles]
     mask = convert_sparse_cross_attention_mask_to_dense(
         [get_cross_attention_token_mask(input_ids.tolist(), image_token_id)],

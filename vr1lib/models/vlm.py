@@ -45,6 +45,7 @@ Method = Literal["full", "lora", "qlora"]
 LoraTargets = Literal["language", "language+vision"]
 
 TOKEN_INPUTS = ("mm_token_type_ids", "cross_attention_mask")  # batch inputs [rows, tokens, …] that a family may have
+NEVER_EMPTY = ("aspect_ratio_mask",)  # a picture of padding without any tile would attend to nothing: NaN in bf16
 VISION_ID_KEYS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "vision_token_id")
 SPEC_FILE = "vr1_spec.json"
 IGNORED_LABEL = -100
@@ -510,7 +511,7 @@ def _collate(encoded: Sequence[EncodedPrompt], pad_token_id: int, pad_left: bool
         batch[name] = _pad([item.token_inputs[name] for item in encoded], 0, pad_left)
     with_pictures = [item.picture_inputs for item in encoded if item.picture_inputs]
     for name in with_pictures[0] if with_pictures else ():
-        batch[name] = _concatenate([pictures[name] for pictures in with_pictures])
+        batch[name] = _concatenate([pictures[name] for pictures in with_pictures], fill=int(name in NEVER_EMPTY))
     return {name: value for name, value in batch.items() if value.numel()}
 
 
@@ -524,10 +525,10 @@ def _pad(values: Sequence[torch.Tensor], fill: int, pad_left: bool) -> torch.Ten
     return padded
 
 
-def _concatenate(values: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Tensors one after another along the first dimension, the others padded with zeros to the widest."""
+def _concatenate(values: Sequence[torch.Tensor], fill: int) -> torch.Tensor:
+    """Tensors one after another along the first dimension, the others padded to the widest."""
     widest = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values))]
-    joined = values[0].new_zeros((sum(map(len, values)), *widest))
+    joined = values[0].new_full((sum(map(len, values)), *widest), fill)
     for part, value in zip(joined.split([len(value) for value in values]), values):
         part[(slice(None), *map(slice, value.shape[1:]))] = value
     return joined
