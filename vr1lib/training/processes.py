@@ -8,6 +8,7 @@ is 2.3 GB in bf16 that every process holds during a step). accelerate switches s
 gloo it works as well, which is how it is tested, so here it is switched on there too.
 """
 
+import os
 import re
 from typing import Literal
 
@@ -46,7 +47,7 @@ def sharding_plugin(model: torch.nn.Module, bfloat16: bool = False) -> FullyShar
 
     Raises RequestError within a single process.
     """
-    if PartialState().num_processes == 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # the launcher's word: accelerate has not been asked yet
         raise RequestError("sharding = 'fsdp2' in one process: nothing to share; set processes, or sharding: none")
     layers = [name for name in model._no_split_modules if "Vision" not in name and "Cross" not in name]
     return FullyShardedDataParallelPlugin(

@@ -6,6 +6,7 @@ grows, and a failure is told by the process that failed first, with its own trac
 """
 
 import json
+import logging
 import signal
 import sys
 import threading
@@ -41,6 +42,7 @@ def run_processes(run: Run, problems: dict[str, Problem]) -> None:
 
 def start_agent(folder: Path, params: TrainingParameters) -> None:
     """This machine's agent: `processes` workers on the run in `folder`, until they have ended."""
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # failures are told here
     logs = folder / "logs"
     logs.mkdir(exist_ok=True)
     config = LaunchConfig(

@@ -48,7 +48,11 @@ def main() -> None:
 
 
 def speak_into(path: Path) -> None:
-    """Everything this process says, on the level of file descriptors, goes to the end of `path`."""
+    """Everything this process says, on the level of file descriptors, goes to the end of `path`.
+
+    What it fails of is told by the agent, from the error file that torchrun's `record` writes.
+    """
+    sys.excepthook = lambda *error: None
     with path.open("a", encoding="utf-8") as file:
         sys.stdout.flush()
         for stream in (1, 2):
