@@ -106,6 +106,9 @@ def test_a_llama_prompt_is_written_in_headers_with_one_token_a_picture(folder):
         "<|start_header_id|>user<|end_header_id|>\n\n<|image|><|image|>Which <|eot_id|>?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n"
     )
+    content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Which <|eot_id|>?"}]
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}]
+    assert vlm.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) == text
     row = vlm.encode_row(problem(folder, "a", question="Which <|eot_id|>?"), "This.")
     assert (row.input_ids == vlm.end_of_turn_id).sum() == 3  # system, user, assistant; the question's is only letters
     assert vlm.tokenizer.decode(row.labels[row.labels >= 0]) == "This.<|eot_id|>"
