@@ -109,7 +109,7 @@ def load(
     """The problems of a source, or of a Problem .jsonl file.
 
     `name_or_path`: a source's name, with `data_root`, the folder that holds the source's folder or is it; a folder in
-    a source's format; a source's id on the hub, which is downloaded; or a Problem .jsonl.
+    a source's format, or one of its files; a source's id on the hub, which is downloaded; or a Problem .jsonl.
     `split` picks the source's own files (default: what the paper used), or the problems of that split in a .jsonl.
     `limit` stops after so many problems. `panels` is a folder for pictures that the source has in no file of their
     own: pieces of stacked ones (whole without it) and those inside a parquet (`pictures/` beside it without it).
@@ -206,6 +206,8 @@ def locate(name_or_path: str | Path, data_root: str | Path | None = None, split:
         return _in_folders(SOURCES[name], [Path(data_root) / name, Path(data_root)], split, f"{data_root}")
     if path.is_dir():
         return _recognised(path, split)
+    if path.is_file():
+        return _recognised_file(path, split)
     on_hub = {source.hub.lower(): source for source in SOURCES.values()}
     if name.lower() in on_hub:
         source = on_hub[name.lower()]
@@ -238,6 +240,17 @@ def _recognised(folder: Path, split: str | None) -> Found:
         names = ", ".join(source.name for source in fitting) or "none"
         raise RequestError(f"{folder}: holds the files of {names} of our sources; name the source and give 'data_root'")
     return _in_folders(fitting[0], [folder], split, f"{folder}")
+
+
+def _recognised_file(path: Path, split: str | None) -> Found:
+    """One file of a source: a parquet by its columns, another by its name."""
+    if path.suffix == ".parquet":
+        source = POLYMATH if _has_polymath_columns(path) else VISION_R1_RL
+        return Found(source, path.parent, split or path.stem, [path])
+    for source in SOURCES.values():
+        if path in source.find(path.parent, split):
+            return Found(source, path.parent, split or source.default_split, [path])
+    raise RequestError(f"{path}: is called like no file of our sources; name the source and give 'data_root'")
 
 
 def _has_polymath_columns(path: Path) -> bool:

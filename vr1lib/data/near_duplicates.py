@@ -1,0 +1,182 @@
+"""Which problems are the same but for recolouring, resizing, a cropped margin or another wording.
+
+A picture becomes a vector: how far each pixel is from the background (so colours and inversion don't matter) and how
+strong its edges are, both whole and with the margin trimmed off (so a cropped margin doesn't), on 32 × 32 fields, of
+which the 16 × 16 lowest frequencies are kept: a perceptual hash ("pHash") with its numbers instead of their signs.
+Line drawings on white differ little from each other, and the signs alone mix them up.
+A question becomes its words, pairs and triples of words without markers, LaTeX wrappers and punctuation; rare ones
+weigh more. All thresholds are our choice, measured on altered We-Math and MathVision problems (`docs/data.md`).
+"""
+
+import math
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vr1lib.records import Problem, RequestError, open_image
+
+FIELDS = 32  # fields a side that a picture is averaged over
+FREQUENCIES = 16  # lowest frequencies a side that are kept
+LARGEST_SIDE = 256  # pixels; more make no difference on 32 fields
+SAME_PICTURE = 0.9  # likeness of pictures that is enough by itself
+LIKE_PICTURE, LIKE_QUESTION = 0.6, 0.35  # enough together
+SAME_QUESTION, ENOUGH_WORDS = 0.75, 8  # enough by itself, for a question that long with the same numbers
+
+_COSINES = np.cos(np.pi / FIELDS * (np.arange(FIELDS) + 0.5) * np.arange(FREQUENCIES)[:, None]).astype(np.float32)
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_WRAPPERS = re.compile(r"<image\d*>|\[image \d+\]|\\(?:text|mathrm|mathbf|left|right|displaystyle)\b")
+_WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|[=+<>√π°∠△%/^-]")
+
+
+def picture_vector(path: str | Path) -> np.ndarray | None:
+    """A picture as a vector of length 1, so that the product of two is their likeness; None if it is one colour."""
+    image = open_image(path)
+    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.BOX)
+    pixels = np.asarray(image, dtype=np.float32)  # [height, width, 3]
+    ink = np.abs(pixels - _background(pixels)).sum(axis=2)
+    across = np.abs(np.diff(pixels, axis=1, append=pixels[:, -1:])).sum(axis=2)
+    edges = across + np.abs(np.diff(pixels, axis=0, append=pixels[-1:])).sum(axis=2)
+    parts = [_low_frequencies(part) for layer in (ink, edges) for part in (layer, _trim(layer))]
+    return None if any(part is None for part in parts) else np.concatenate(parts) / 2  # [4 × (FREQUENCIES² − 1)]
+
+
+def _background(pixels: np.ndarray) -> np.ndarray:
+    """The mean of the most frequent colour, colours taken to 16 steps a channel."""
+    steps = (pixels.astype(np.uint8) >> 4).astype(np.int32)
+    codes = (steps[..., 0] << 8 | steps[..., 1] << 4 | steps[..., 2]).ravel()
+    return pixels.reshape(-1, 3)[codes == np.bincount(codes).argmax()].mean(axis=0)
+
+
+def _trim(layer: np.ndarray) -> np.ndarray:
+    """The layer without the margin in which nothing is drawn."""
+    drawn = layer > 0.15 * layer.max()
+    rows, columns = np.flatnonzero(drawn.any(axis=1)), np.flatnonzero(drawn.any(axis=0))
+    return layer[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else layer
+
+
+def _low_frequencies(layer: np.ndarray) -> np.ndarray | None:
+    fields = Image.fromarray(layer).resize((FIELDS, FIELDS), Image.Resampling.BOX)
+    frequencies = (_COSINES @ np.asarray(fields, dtype=np.float32) @ _COSINES.T).ravel()[1:]  # without the mean
+    size = float(np.linalg.norm(frequencies))
+    return frequencies / size if size > 1e-3 else None
+
+
+def question_words(text: str) -> list[str]:
+    """The words, numbers and signs of a question in lower case, without what only sets it."""
+    return _WORD.findall(_WRAPPERS.sub(" ", unicodedata.normalize("NFKC", text)).lower())
+
+
+def question_grams(text: str) -> frozenset[str]:
+    words = question_words(text)
+    return frozenset(" ".join(words[at : at + n]) for n in (1, 2, 3) for at in range(len(words) - n + 1))
+
+
+@dataclass(frozen=True)
+class Match:
+    """Another problem that is this one, by what, and how alike they are (0 to 1; pictures −1 to 1)."""
+
+    id: str
+    by: str  # "picture and question", "picture" or "question"
+    picture: float
+    question: float
+
+
+class Index:
+    """Problems that others are held against. Memory: 4 KB a picture, and the questions."""
+
+    def __init__(self, problems: Iterable[Problem] = ()):
+        self.ids: list[str] = []
+        self._vectors = np.empty((64, 4 * (FREQUENCIES**2 - 1)), dtype=np.float32)  # [room, 1020]
+        self._owners: list[int] = []  # of each vector
+        self._grams: list[frozenset[str]] = []
+        self._numbers: list[Counter[str]] = []
+        self._having: dict[str, list[int]] = defaultdict(list)
+        for problem in problems:
+            self.add(problem)
+
+    def add(self, problem: Problem, vectors: Sequence[np.ndarray] | None = None) -> None:
+        """Take a problem in; `vectors` spare reading its pictures again."""
+        place = len(self.ids)
+        self.ids.append(problem.id)
+        for vector in problem_vectors(problem) if vectors is None else vectors:
+            if len(self._owners) == len(self._vectors):
+                self._vectors = np.concatenate([self._vectors, np.empty_like(self._vectors)])
+            self._vectors[len(self._owners)] = vector
+            self._owners.append(place)
+        grams = question_grams(problem.question)
+        self._grams.append(grams)
+        self._numbers.append(Counter(_NUMBER.findall(problem.question)))
+        for gram in grams:
+            self._having[gram].append(place)
+
+    def matches(self, problem: Problem, vectors: Sequence[np.ndarray] | None = None) -> list[Match]:
+        """The problems that are this one, the likest first."""
+        pictures = self._picture_likeness(problem_vectors(problem) if vectors is None else vectors)
+        grams = question_grams(problem.question)
+        questions = self._question_likeness(grams)
+        long_enough = len(question_words(problem.question)) >= ENOUGH_WORDS
+        numbers = Counter(_NUMBER.findall(problem.question))
+        found = []
+        for place in pictures.keys() | questions.keys():
+            picture, question = pictures.get(place, 0.0), questions.get(place)
+            if question is None:
+                question = self._likeness(grams, place)
+            if picture >= LIKE_PICTURE and question >= LIKE_QUESTION:
+                by = "picture and question"
+            elif picture >= SAME_PICTURE:
+                by = "picture"
+            elif question >= SAME_QUESTION and long_enough and numbers == self._numbers[place]:
+                by = "question"
+            else:
+                continue
+            found.append(Match(self.ids[place], by, round(picture, 3), round(question, 3)))
+        return sorted(found, key=lambda match: -(match.picture + match.question))
+
+    def _picture_likeness(self, vectors: Sequence[np.ndarray]) -> dict[int, float]:
+        """By problem, the likeness of its likest picture to any of these, where that may matter."""
+        best: dict[int, float] = {}
+        for vector in vectors:
+            likeness = self._vectors[: len(self._owners)] @ vector  # [pictures]
+            for at in np.flatnonzero(likeness >= LIKE_PICTURE):
+                best[self._owners[at]] = max(best.get(self._owners[at], 0.0), float(likeness[at]))
+        return best
+
+    def _question_likeness(self, grams: frozenset[str]) -> dict[int, float]:
+        """The problems that share enough rare grams to be the same by their question alone, and how alike they are."""
+        weights = {gram: self._weight(gram) for gram in grams}
+        room = (1 - SAME_QUESTION) * sum(weights.values())  # a same question can miss no more than this
+        shared: Counter[int] = Counter()
+        for gram in sorted(grams, key=lambda gram: -weights[gram]):  # rare ones find the candidates
+            if room < 0:
+                break
+            room -= weights[gram]
+            shared.update(self._having.get(gram, ()))
+        return {place: self._likeness(grams, place) for place in shared}
+
+    def _likeness(self, grams: frozenset[str], place: int) -> float:
+        """Weight of the shared grams over that of all."""
+        other = self._grams[place]
+        every = sum(map(self._weight, grams | other))
+        return sum(map(self._weight, grams & other)) / every if every else 0.0
+
+    def _weight(self, gram: str) -> float:
+        return math.log((1 + len(self.ids)) / (1 + len(self._having.get(gram, ())))) + 0.1
+
+
+def problem_vectors(problem: Problem) -> list[np.ndarray]:
+    """The vectors of a problem's pictures; one that cannot be read has none."""
+    vectors = []
+    for picture in dict.fromkeys(problem.images):
+        try:
+            vector = picture_vector(picture)
+        except RequestError:
+            continue
+        if vector is not None:
+            vectors.append(vector)
+    return vectors
