@@ -23,6 +23,58 @@ def test_word_replacement_leaves_english_and_no_talk_of_the_description(before, 
     assert filters.talk_of_description(after) is None
 
 
+@pytest.mark.parametrize(
+    "reasoning",
+    [
+        "Since I can't see the image, I assume that AB is 5.",
+        "Without seeing the actual figure, this is a guess.",
+        "No image is provided, but the row is red.",
+    ],
+)
+def test_a_thinker_that_says_it_is_blind_is_found(reasoning):
+    assert filters.talk_of_description(reasoning)
+    assert filters.talk_of_description("I can see the image: it shows a row. No image of f lies there.") is None
+
+
+ENGLISH = "So the total of all the red cells is 5, and we are done. Et al. says la la la. "
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "given", "found"),
+    [
+        (ENGLISH, "How many?", None),
+        ("Let α, Δ and π be angles; 90° ± ½, x² ≤ ∞, “quoted” – naïve café.", "How many?", None),
+        (ENGLISH + "等一下。", "How many?", "Han"),
+        (ENGLISH + "Подождите.", "How many?", "Cyrillic"),
+        (ENGLISH + "잠깐만요", "How many?", "Hangul"),
+        ("The label 面積 means area.", "How many? The image shows the label 面积.", None),
+        ("The label 面積 and カタ.", "How many? The image shows the label 面积.", "Kana"),
+        (ENGLISH + "Also ist das nicht der Rest und wir sind fertig.", "How many?", "German"),
+        (ENGLISH + "Donc nous avons une somme pour le total.", "How many?", "French"),
+        (ENGLISH + "Entonces el total es una suma que da cinco.", "How many?", "Spanish"),
+        ("Donc nous avons une somme pour le total.", "Quelle est la somme, et pour quel le total ?", None),
+        ("The café Le Monde is on the Rue de la Paix.", "How many?", None),
+    ],
+)
+def test_a_language_that_was_not_given_is_mixed_in(reasoning, given, found):
+    said = filters.language_mixing(reasoning, [given])
+    assert (said and said.split(":")[0]) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "reason"),
+    [
+        ("A row.", "stop", None),
+        ("A row", "length", "truncated"),
+        (" \n", "stop", "empty reply"),
+        ("", "length", "empty reply"),
+    ],
+)
+def test_a_description_is_whole_or_none(text, finish, reason):
+    fault = filters.cut_or_empty(text, finish)
+    assert (fault and fault[0]) == reason
+
+
 def test_talk_that_no_replacement_mends_is_found():
     assert filters.talk_of_description("I only have a description, not the picture.")
     assert filters.talk_of_description("As the caption has it, 3.")
@@ -67,6 +119,7 @@ def test_overthinking_of_the_scripted_teacher_passes_every_rule_unchanged(tmp_pa
         assert filters.repetition_loop(text) is None
         assert filters.inconsistent(text, problem.answer, None) is None
         assert filters.answer_before_thinking(text) is None
+        assert filters.language_mixing(text, [problem.question]) is None
         assert filters.truncated(text, "Final Answer: 1", "stop") is None
     assert longest >= 4
 
@@ -114,11 +167,16 @@ def test_a_description_leaks_only_when_it_states_the_right_answer():
     assert filters.states_answer("A red cell. The answer is 3.", "3", None)
     assert filters.states_answer("A red cell. The answer is 4.", "3", None) is None
     assert filters.states_answer("There are 3 red cells.", "3", None) is None
+    for said in ("The correct option is B.", "So option (B) is correct", "Choice B is the right one."):
+        assert filters.states_answer(said, "B", ["1", "2"])
+        assert filters.states_answer(said, "A", ["1", "2"]) is None
 
 
 @pytest.mark.parametrize("text", ["answer is" + " " * 100_000, "\\boxed{" * 20_000, "the description " * 20_000])
 def test_hostile_texts_do_not_hang_the_rules(text):
     filters.final_statement(text)
+    filters.language_mixing(text, [text])
+    filters.talk_of_description(text)
     filters.replace_description_words(text)
     filters.repetition_loop(text)
     filters.answer_before_thinking(text)

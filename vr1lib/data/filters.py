@@ -23,9 +23,12 @@ DESCRIPTION_WORDS = re.compile(
     re.I,
 )
 ANSWER_STATEMENT = re.compile(
-    r"\banswer(?: is| must be| should be|:)\s{0,3}:?\s{0,3}(?!not\b)"
+    r"\b(?:answer|correct (?:option|choice))(?: is| must be| should be|:)\s{0,3}:?\s{0,3}(?!not\b)"
     r"(?P<value>\S[^\n]{0,60}?)(?=[.!,;]*(?:$|\s*\n|[.!,;]\s))",
     re.I,
+)
+OPTION_CALLED_RIGHT = re.compile(
+    r"\b(?:option|choice)\s{1,3}\(?(?P<value>[A-J])\)?\s{1,3}is\s{1,3}(?:the\s)?(?:correct|right)\b", re.I
 )
 ANSWER_LIKE = re.compile(r"\(?[A-J]\)?|.*[\d\\].*|yes|no|true|false", re.I)
 CLOSING_VALUE = re.compile(r"(?:\bis|\bare|\bequals|\btotal|=)\s*(?P<value>-?\d+(?:\.\d+)?)\s*\.?\s*$", re.I)
@@ -75,6 +78,8 @@ def replace_description_words(text: str) -> str:
     >>> replace_description_words("The description says that AB is 5.")
     'The image shows that AB is 5.'
     """
+    if "descri" not in text.lower():  # every phrase holds it, and most texts don't
+        return text
     for pattern, replacement in REPLACEMENTS:
 
         def keep_case(match: re.Match[str], replacement: str = replacement) -> str:
@@ -188,7 +193,8 @@ def answer_before_thinking(reasoning: str) -> str | None:
 
 def states_answer(text: str, answer: str, choices: Sequence[str] | None) -> str | None:
     """The text says outright what the right answer is: a leak, where a description should only describe."""
-    for start, value in answer_statements(text):
+    called_right = [(match.start(), match.group("value")) for match in OPTION_CALLED_RIGHT.finditer(text)]
+    for start, value in answer_statements(text) + called_right:
         if grade_answer(value, answer, choices).ok:
             return text[start : start + 80]
     return None
