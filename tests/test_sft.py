@@ -3,16 +3,33 @@
 import json
 import math
 import random
+from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vr1lib.data import shapeworld
 from vr1lib.models.tiny import build_tiny_vlm
 from vr1lib.models.vlm import load_vlm
 from vr1lib.records import ColdRow, Problem, RequestError, write_jsonl
-from vr1lib.training.sft import RowDataset, RowOrder, assistant_loss, collate_for_loss, load_rows, train_sft
+from vr1lib.training import sft
+from vr1lib.training.checkpoint import Checkpoints, gathered_moments, read_state, trained_parameters
+from vr1lib.training.processes import TrainingStopped
+from vr1lib.training.sft import (
+    MicroBatches,
+    RowDataset,
+    RowOrder,
+    StepOrder,
+    assistant_loss,
+    collate_for_loss,
+    load_rows,
+    train_sft,
+    without_labels,
+)
 
 SMALL = {"hidden_size": 32, "layers": 2, "heads": 2, "key_value_heads": 1, "intermediate_size": 64, "vision_depth": 1}
 
@@ -129,6 +146,43 @@ def test_rows_stand_by_length_within_a_step_and_the_shuffle_alone_decides_which_
     assert padded_places(list(by_length), 5) < 1.25 * sum(lengths) < 1.5 * sum(lengths) < padded_places(list(plain), 5)
 
 
+def test_processes_share_out_every_step_in_as_many_micro_batches_each():
+    order = RowOrder([5, 4, 3, 2, 1, 6, 7], batch_size=4, seed=0)
+    alone = list(StepOrder(order, micro_batch_size=1))
+    assert [[row for [row] in step] for step in alone] == [list(order)[:4], list(order)[4:]]
+    first, second = (list(StepOrder(order, 1, processes=2, process=process)) for process in (0, 1))
+    assert first == [[alone[0][0], alone[0][2]], [alone[1][0], alone[1][2]]]
+    assert second == [[alone[0][1], alone[0][3]], [alone[1][1], []]]
+
+
+def test_passes_count_micro_batches_and_end_on_whole_numbers():
+    order = StepOrder(RowOrder([1] * 8, batch_size=6, seed=0), micro_batch_size=2)
+    assert [order.passes(step) for step in range(5)] == [0, 0.75, 1, 1.75, 2]
+
+
+def test_filler_stands_in_for_an_empty_micro_batch_and_brings_a_picture_where_none_is(world):
+    vlm = load_vlm(world[0])
+    dataset = RowDataset(vlm, world[1], max_tokens=4096, cache_gib=1)
+    filler = without_labels(dataset)
+    assert len(filler) == min(dataset.lengths[:3] + dataset.lengths[4:])
+    batches = MicroBatches(dataset, vlm, filler)
+    empty, blind, seeing = batches[[]], batches[[3]], batches[[0, 3]]
+    assert [len(batch.inputs["input_ids"]) for batch in (empty, blind, seeing)] == [1, 2, 2]
+    assert all("pixel_values" in batch.inputs for batch in (empty, blind, seeing))
+    assert (empty.inputs["labels"] == -100).all()
+    assert (empty.tokens, empty.answer_tokens, empty.problem_ids) == (0, 0, [])
+    assert (blind.tokens, blind.problem_ids) == (dataset.lengths[3], [world[1][3][0].id])
+    loss = assistant_loss(vlm.model(**{**empty.inputs, "labels": None}), empty.inputs["labels"], 5)
+    loss.backward()
+    assert loss.item() == 0
+    assert all((value.grad == 0).all() for value in vlm.model.parameters() if value.grad is not None)
+
+    blind_rows = [row for row in world[1] if not row[0].images]
+    dataset = RowDataset(vlm, blind_rows, max_tokens=4096, cache_gib=1)
+    batches = MicroBatches(dataset, vlm, without_labels(dataset))
+    assert [len(batches[indices].inputs["input_ids"]) for indices in ([], [0])] == [1, 1]
+
+
 def test_rows_come_from_cold_rows_or_from_a_named_source(world, tmp_path):
     problem = world[1][0][0]
     spoken = {"pseudo_cot": "p", "description": "d", "reasoning": "r", "response": "<think> r"}
@@ -181,6 +235,35 @@ def test_loss_equals_the_models_own_on_all_positions(world):
     assert output.logits.shape[1] == kept < labels.shape[1] - 10
     loss = assistant_loss(output, labels, (labels != -100).sum())
     assert loss.item() == pytest.approx(own.item(), rel=1e-5)
+
+
+class Tally(TorchDispatchMode):
+    """The largest float32 tensor that is made."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        made = function(*arguments, **(named or {}))
+        if isinstance(made, torch.Tensor) and made.dtype == torch.float32:
+            self.largest = max(self.largest, made.numel())
+        return made
+
+
+def test_logits_are_never_in_float32_all_at_once_and_the_loss_stays(monkeypatch):
+    def loss_and_gradient(at_once):
+        monkeypatch.setattr(sft, "LOGITS_AT_ONCE", at_once)
+        torch.manual_seed(0)
+        logits = torch.randn(2, 41, 100, dtype=torch.bfloat16).requires_grad_()
+        labels = torch.randint(0, 100, (2, 50)).masked_fill(torch.rand(2, 50) < 0.3, -100)
+        with Tally() as tally:
+            loss = assistant_loss(SimpleNamespace(logits=logits), labels, 7)
+            loss.backward()
+        return loss, logits.grad, tally.largest
+
+    whole, chunked = loss_and_gradient(2**26), loss_and_gradient(1000)
+    assert whole[0].item() == pytest.approx(chunked[0].item(), rel=1e-6)
+    assert torch.equal(whole[1], chunked[1])
+    assert (whole[2], chunked[2]) == (2 * 40 * 100, 2 * 5 * 100)
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -292,3 +375,165 @@ def test_problem_without_pictures_trains_alone(world, tmp_path):
     _, result, logged = train(world, tmp_path, rows=rows, steps=2, batch_size=1)
     assert result.rows == 1
     assert logged[1]["loss"] < logged[0]["loss"]
+
+
+# ----------------------------------------------------------------------------------------------- bad steps and resuming
+
+
+def spoilt(steps, where):
+    """An on_ready that spoils the loss or one weight's gradient in these steps with NaN or Inf."""
+
+    def on_ready(trainer):
+        def now(bad, fine):
+            return bad if trainer.state.global_step + 1 in steps else fine
+
+        if where == "gradient":
+            weight = next(value for value in trainer.model.parameters() if value.requires_grad)
+            weight.register_hook(lambda gradient: gradient + now(math.inf, 0.0))
+        else:
+            plain = trainer.compute_loss_func
+            trainer.compute_loss_func = lambda *given, **named: plain(*given, **named) * now(math.nan, 1.0)
+
+    return on_ready
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_bad_step_changes_nothing_is_counted_and_laid_out(world, tmp_path, where, optimizer):
+    logged, states, watched = [], [], []
+
+    def watch(trainer):
+        spoilt([2, 4], where)(trainer)
+        watched.append(trainer)
+
+    def log(metrics):
+        logged.append(metrics)
+        moments = gathered_moments(watched[0].optimizer, trained_parameters(vlm))
+        states.append({name: value.clone() for name, value in [*vlm.model.named_parameters(), *moments.items()]})
+
+    vlm = load_vlm(world[0])
+    settings = {"steps": 5, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3, "optimizer": optimizer}
+    settings["warmup_ratio"] = 0.0
+    result = train_sft(
+        vlm, world[1], log=log, output_dir=tmp_path, dump_folder=tmp_path / "bad", on_ready=watch, **settings
+    )
+    changed = [any(not torch.equal(before[name], after[name]) for name in after) for before, after in pairwise(states)]
+    assert changed == [False, True, False, True]
+    assert [metrics["bad_steps"] for metrics in logged] == [0, 1, 1, 2, 2]
+    assert result.bad_steps == 2
+    assert math.isfinite(result.loss)
+    *_, plain = train(world, tmp_path / "plain", **settings)
+    assert [m["learning_rate"] for m in logged] == [m["learning_rate"] for m in plain]
+    assert [math.isfinite(m["loss"]) for m in logged] == [True, where != "loss", True, where != "loss", True]
+    assert [math.isfinite(m["grad_norm"]) for m in logged] == [True, False, True, False, True]
+
+    assert sorted(path.name for path in (tmp_path / "bad").iterdir()) == ["step-000002", "step-000004"]
+    told = json.loads((tmp_path / "bad" / "step-000002" / "step.json").read_text())
+    assert told["metrics"]["step"] == 2
+    assert told["metrics"]["grad_norm"] in ("nan", "inf")
+    norms = told["gradient_norms"].values()
+    assert [isinstance(norm, str) for norm in norms] == [True] * len(norms) if where == "loss" else [True, False]
+    rows = json.loads((tmp_path / "bad" / "step-000002" / "rows-0.json").read_text())
+    assert {row[0].id for row in world[1]} >= {name for batch in rows for name in batch["problem_ids"]}
+    assert [len(batch["problem_ids"]) for batch in rows] == [2, 2]
+    tensors = load_file(tmp_path / "bad" / "step-000002" / "rows-0.safetensors")
+    assert tensors["1.labels"].shape == tensors["1.input_ids"].shape
+
+
+def test_so_many_bad_steps_in_a_row_stop_the_run_with_one_line(world, tmp_path):
+    logged = []
+    settings = {"log": logged.append, "output_dir": tmp_path, "steps": 9, "batch_size": 4, "warmup_ratio": 0.0}
+    with pytest.raises(
+        TrainingStopped, match=r"^step 7: .*NaN or Inf in 3 steps in a row; .*bad holds their rows; .*$"
+    ):
+        train_sft(
+            load_vlm(world[0]),
+            world[1],
+            max_bad_steps=3,
+            dump_folder=tmp_path / "bad",
+            on_ready=spoilt([1, 2, 5, 6, 7, 8], "loss"),
+            **settings,
+        )
+    assert [metrics["bad_steps"] for metrics in logged] == [1, 2, 2, 2, 3, 4, 5]
+
+
+DROPPING = {"method": "lora", "lora_rank": 2, "lora_dropout": 0.5}
+
+
+class Halt(Exception):
+    pass
+
+
+def halted_and_resumed(world, tmp_path, load, after, **settings):
+    """(logged metrics, result, weights) of a run that stops after a step and is resumed from its newest checkpoint."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", every=2)
+    logged = []
+
+    def halt(metrics):
+        logged.append(metrics)
+        if metrics["step"] == after:
+            raise Halt
+
+    with pytest.raises(Halt):
+        train_sft(load_vlm(world[0], **load), world[1], log=halt, checkpoints=checkpoints, **settings)
+    newest = checkpoints.newest()
+    vlm, logged = load_vlm(world[0], **load), logged[: read_state(newest)["step"]]
+    torch.rand(100)  # another process has drawn other random numbers
+    result = train_sft(vlm, world[1], log=logged.append, checkpoints=checkpoints, resume_from=newest, **settings)
+    return logged, result, vlm
+
+
+@pytest.mark.parametrize(
+    "load, optimizer, after",
+    [({"train_vision": True}, "muon", 5), (DROPPING, "adamw", 3), (DROPPING, "adamw", 7)],
+)
+def test_resumed_run_goes_on_bit_for_bit_within_and_between_epochs(world, tmp_path, load, optimizer, after):
+    """Three steps an epoch, a checkpoint every two: resumed after 2 and 4, within an epoch, and 6, between two."""
+    settings = {"steps": 7, "batch_size": 3, "micro_batch_size": 1, "learning_rate": 1e-3, "optimizer": optimizer}
+    settings |= {"output_dir": tmp_path, "weight_decay": 0.1}
+    torch.manual_seed(0)
+    straight, logged = load_vlm(world[0], **load), []
+    whole = train_sft(straight, world[1], log=logged.append, **settings)
+    torch.manual_seed(0)
+    resumed_log, result, resumed = halted_and_resumed(world, tmp_path, load, after, **settings)
+    times = ("seconds", "time/data", "time/update", "tokens_per_second", "memory/rss_gib", "memory/vram_gib")
+    assert [{k: v for k, v in m.items() if k not in times} for m in resumed_log] == [
+        {k: v for k, v in m.items() if k not in times} for m in logged
+    ]
+    weights = dict(resumed.model.named_parameters())
+    assert all(torch.equal(weights[name], value) for name, value in straight.model.named_parameters())
+    assert (result.losses, result.steps, result.epochs) == (whole.losses, 7, 2.375)
+
+
+def test_run_resumed_from_its_last_checkpoint_has_nothing_left_to_do(world, tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", every=0)
+    vlm, first, _ = train(world, tmp_path, steps=3, checkpoints=checkpoints)
+    again, result, logged = train(world, tmp_path, steps=3, resume_from=checkpoints.newest())
+    assert logged == []
+    assert (result.steps, result.epochs, result.losses) == (first.steps, first.epochs, first.losses)
+    assert all(torch.equal(one, other) for one, other in zip(vlm.model.parameters(), again.model.parameters()))
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 2}, {"max_tokens": 60}])
+def test_checkpoint_of_other_rows_is_refused_in_one_line(world, tmp_path, change):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", every=0)
+    train(world, tmp_path, steps=1, checkpoints=checkpoints)
+    lengths = sorted(len(load_vlm(world[0]).encode_row(*row)) for row in world[1])
+    change = {"max_tokens": lengths[-2]} if "max_tokens" in change else change
+    with pytest.raises(RequestError, match="made from other rows, batch_size or seed; resume with the same ones"):
+        train(world, tmp_path, steps=2, resume_from=checkpoints.newest(), **change)
+
+
+def test_sharding_needs_several_processes(world, tmp_path):
+    with pytest.raises(RequestError, match="sharding = 'fsdp2' in one process"):
+        train(world, tmp_path, sharding="fsdp2")
+
+
+def test_on_ready_gets_the_trainer_once_all_prepared_before_the_first_step(world, tmp_path):
+    seen = []
+
+    def on_ready(trainer):
+        seen.append((trainer.state.global_step, trainer.state.max_steps, trainer.optimizer.param_groups[0]["lr"]))
+
+    train(world, tmp_path, on_ready=on_ready)
+    assert seen == [(0, 3, 1e-3)]

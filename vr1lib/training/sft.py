@@ -153,8 +153,6 @@ def train_sft(
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process drives one GPU; else Trainer would wrap it in DataParallel
     processes = arguments.world_size
-    if sharding == "fsdp2" and processes == 1:
-        raise RequestError("sharding = 'fsdp2' in one process: nothing to share; set processes, or sharding: none")
     micro_batch_size = micro_batch_size or math.gcd(max(1, batch_size // processes), MICRO_BATCH)
     if batch_size % (micro_batch_size * processes):
         raise RequestError(
@@ -467,11 +465,16 @@ class SftTrainer(Trainer):
         return [step], torch.tensor(self.fetched["answer_tokens"], device=device)
 
     def training_step(self, model, inputs: list[MicroBatch], num_items_in_batch: Tensor | None = None) -> Tensor:
-        """Forward and backward of this process's micro-batches; gradients meet those of the others in the last."""
+        """Forward and backward of this process's micro-batches.
+
+        Averaged gradients meet those of the other processes in the last one only; shards meet each time, or they would
+        be held whole.
+        """
         self.step_batches, self.step_losses = inputs, []
         total = torch.zeros((), device=self.args.device)
         for number, batch in enumerate(inputs, start=1):
-            with nullcontext() if number == len(inputs) else self.accelerator.no_sync(model=model):
+            alone = number < len(inputs) and not self.is_fsdp_enabled
+            with self.accelerator.no_sync(model) if alone else nullcontext():
                 loss = super().training_step(model, batch.inputs, num_items_in_batch)
             self.step_losses.append(loss)
             total += loss
@@ -533,13 +536,13 @@ class SftTrainer(Trainer):
 
     def _build_accelerator_args(self, **kwargs) -> dict:
         if self.sharding == "fsdp2":
-            kwargs["fsdp_plugin"] = sharding_plugin(self.model)
+            kwargs["fsdp_plugin"] = sharding_plugin(self.model, self.bfloat16)
         return super()._build_accelerator_args(**kwargs)
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         if self.sharding == "fsdp2":
-            shard_on_any_device(self.accelerator, sharding_plugin(self.model))
+            shard_on_any_device(self.accelerator, sharding_plugin(self.model, self.bfloat16))
             self.is_fsdp_enabled = True
 
     # ---- the checkpoints
