@@ -55,6 +55,7 @@ class ChatServer:
         self.answer, self.keep = answer, keep
         self.requests: list[list] = []
         self.seen = 0
+        self.answered: Callable[[bytes], None] = lambda body: None  # told of every request that was answered in full
         self.headers: list[bytes] = []
 
     def __enter__(self) -> "ChatServer":
@@ -115,12 +116,14 @@ class Connection(asyncio.Protocol):
             if self.server.keep:
                 self.server.requests.append(entry)
                 self.server.headers.append(self.head)
-            asyncio.get_running_loop().call_later(answer.delay, self.write, answer, entry)
+            asyncio.get_running_loop().call_later(answer.delay, self.write, body, answer, entry)
 
-    def write(self, answer: Answer, entry: list) -> None:
+    def write(self, body: bytes, answer: Answer, entry: list) -> None:
         if self.transport.is_closing():
             return
         self.transport.write(answer.wire()[: answer.sent])
         entry[2] = answer.sent is None
+        if entry[2]:
+            self.server.answered(body)
         if answer.close or answer.sent is not None:
             self.transport.close()

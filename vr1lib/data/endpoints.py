@@ -338,7 +338,7 @@ class Endpoints:
         for number, image in enumerate(images, start=1):
             if len(images) > 1:
                 parts.append({"type": "text", "text": f"[image {number}]"})
-            url = await asyncio.to_thread(data_url, image, self.limits.picture_bytes)
+            url = await data_url(image, self.limits.picture_bytes)
             parts.append({"type": "image_url", "image_url": {"url": url}})
         return [*parts, {"type": "text", "text": prompt}]
 
@@ -432,7 +432,7 @@ def retry_after(value: str | None, now: datetime) -> float | None:
     return None
 
 
-def data_url(path: str | Path, most_bytes: int) -> str:
+async def data_url(path: str | Path, most_bytes: int) -> str:
     """A picture's own bytes as a data URL; written anew only if its format is unusual or it is too large.
 
     Raises RequestError for what is no readable picture.
@@ -445,13 +445,13 @@ def data_url(path: str | Path, most_bytes: int) -> str:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise RequestError(f"{path}: not a readable picture ({error}); replace or remove it") from None
     if name is None or len(content) > most_bytes:
-        name, content = _smaller(open_image(path), most_bytes)
+        name, content = await asyncio.to_thread(_smaller, path, most_bytes)
     return f"data:image/{name};base64,{base64.b64encode(content).decode()}"
 
 
-def _smaller(image: Image.Image, most_bytes: int) -> tuple[str, bytes]:
+def _smaller(path: Path, most_bytes: int) -> tuple[str, bytes]:
     """A picture as PNG if that is small enough, else as JPEG, scaled down until it is."""
-    buffer = io.BytesIO()
+    image, buffer = open_image(path), io.BytesIO()
     image.save(buffer, "PNG")
     if buffer.tell() <= most_bytes:
         return "png", buffer.getvalue()

@@ -120,10 +120,9 @@ def language_mixing(reasoning: str, given: Sequence[str]) -> str | None:
     """
     read = "\n".join(given)
     known = {letter.lastgroup for letter in SCRIPT_LETTER.finditer(read)}
-    for letter in SCRIPT_LETTER.finditer(reasoning):
+    for letter in () if reasoning.isascii() else SCRIPT_LETTER.finditer(reasoning):
         if letter.lastgroup not in known:
-            start, end = max(0, letter.start() - 10), letter.end() + 20
-            return f"{letter.lastgroup}: {reasoning[start:end]!r}"
+            return f"{letter.lastgroup}: {reasoning[max(0, letter.start() - 10) : letter.end() + 20]!r}"
     known = {language for language, _ in foreign_sentences(read)}
     return next((f"{name}: {said!r}" for name, said in foreign_sentences(reasoning) if name not in known), None)
 
