@@ -11,7 +11,7 @@ from vr1lib.data import shapeworld
 from vr1lib.models.tiny import build_tiny_vlm
 from vr1lib.models.vlm import load_vlm
 from vr1lib.schedule import Schedule
-from vr1lib.training.grpo import GrpoSettings, train_grpo
+from vr1lib.training.grpo import GrpoSettings, prepare, train_grpo
 from vr1lib.training.sft import train_sft
 
 ROOT = Path(__file__).parent.parent
@@ -45,9 +45,8 @@ def grpo_keys(folder, problems):
     logged = []
     settings = GrpoSettings(prompts_per_step=2, evaluate_every=1)
     schedule = Schedule([(4, 2, 1)])
-    train_grpo(
-        load_vlm(folder / "tiny"), problems, schedule, settings, log=logged.append, evaluation_problems=problems[:1]
-    )
+    session = prepare(load_vlm(folder / "tiny"), settings)
+    train_grpo(session, problems, schedule, log=logged.append, evaluation_problems=problems[:1])
     return {key for metrics in logged for key in metrics}
 
 
