@@ -233,7 +233,7 @@ def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip_low: float, cl
 def k3(log_ratio: Tensor) -> Tensor:
     """r − log r − 1 with r = π_ref / π_θ (Equation 2): elementwise, never negative, 0 where both agree."""
     log_ratio = log_ratio.clamp(max=EXPONENT_LIMIT)
-    return log_ratio.exp() - log_ratio - 1
+    return torch.expm1(log_ratio) - log_ratio  # exact near 0 too
 
 
 # ----------------------------------------------------------------------------------------------------- the log-probs
