@@ -2,13 +2,12 @@
 
 Sampling from the training model itself is free where it can be: float32, LoRA and QLoRA in one process or under DDP.
 Elsewhere every token would pay for a step's worth of traffic: a sharded model gathers all its weights in each forward
-pass, and one that computes in bf16 over float32 weights casts them all. So a copy is filled once a step instead
-(Section 3.4 asks for up to 16 × 4,096 tokens a problem; our choice of means).
+pass, and one that computes in bf16 over float32 weights casts them all. So a copy is filled once a step instead.
 
-What it costs each process: 2 bytes a parameter in bf16, 4 in float32, for as long as training runs (Qwen2.5-VL-7B in bf16:
-16.6 GB), and a fill passes as many bytes of the weights that train over the network, one parameter at a time, so that no
-more than the largest one (7B: 545 million numbers, 1.1 GB) is there twice. Sampling straight from shards would pass them
-once for every token.
+What it costs each process: 2 bytes a parameter in bf16, 4 in float32, for as long as training runs (Qwen2.5-VL-7B in
+bf16: 16.6 GB). Filling it passes the weights that train over the network, as many bytes each, one parameter at a time,
+so that only the largest is there twice (7B: 545 million numbers, 1.1 GB). Sampling straight from shards would pass all
+of them for every token.
 """
 
 import copy

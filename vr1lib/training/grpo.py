@@ -36,7 +36,7 @@ from vr1lib.schedule import Schedule
 from vr1lib.training.bad_steps import dump_bad_step
 from vr1lib.training.checkpoint import Checkpoints, load_checkpoint
 from vr1lib.training.logprobs import completion_logprobs, completion_mask
-from vr1lib.training.processes import TrainingStopped, whole
+from vr1lib.training.processes import SEEING, TrainingStopped, whole
 from vr1lib.training.rollouts import (
     Clock,
     Rollout,
@@ -81,9 +81,9 @@ def train_grpo(
 ) -> None:
     """Train the session's policy in place; every process must call, the first one logs for all.
 
-    `log` gets one dictionary a step; keys are explained in docs/metrics.md. `resume_from` is a checkpoint to go on from,
-    bit for bit on the CPU. A step whose loss or gradient is NaN or Inf is skipped and its rows are left in `dump_folder`;
-    raises TrainingStopped after `max_bad_steps` of them in a row.
+    `log` gets one dictionary a step; keys are explained in docs/metrics.md. `resume_from` is a checkpoint to go on
+    from, bit for bit on the CPU. A step whose loss or gradient is NaN or Inf is skipped and left in `dump_folder` to be
+    looked at; raises TrainingStopped after `max_bad_steps` of them in a row.
     """
     settings, accelerator, optimizer = session.settings, session.accelerator, session.optimizer
     by_id = {problem.id: problem for problem in [*problems, *evaluation_problems]}
@@ -170,8 +170,8 @@ def update_policy(
 ) -> dict[str, float]:
     """One pass over the step's rollouts in `updates_per_step` optimizer steps; returns its loss metrics.
 
-    `rollouts` are this process's; there may be none if there is a `spare` one. At the first loss or gradient that is NaN
-    or Inf the pass ends: weights and optimizer stay as they are, and the gradients are left to be looked at.
+    `rollouts` are this process's; there may be none if there is a `spare` one. At the first loss or gradient that is
+    NaN or Inf the pass ends: weights and optimizer stay as they are, and the gradients are left to be looked at.
     """
     settings, optimizer = session.settings, session.optimizer
     parts = settings.updates_per_step
@@ -245,7 +245,7 @@ def accumulate_gradients(
                 logprobs.detach() if on_policy else old,
                 torch.tensor([row.advantage for row in rows], device=logprobs.device),
                 mask,
-                padded([row.reference_logprobs for row in rows]) if session.reference else None,
+                padded([row.reference_logprobs for row in rows]).to(logprobs.device) if session.reference else None,
                 clip_low=settings.own_or_published("clip_low"),
                 clip_high=settings.own_or_published("clip_high"),
                 kl_coefficient=settings.kl_coefficient,
@@ -255,7 +255,7 @@ def accumulate_gradients(
             )
             accelerator.backward(output.loss * accelerator.num_processes)  # gradients are averaged over processes
         for row, values in zip(rows, logprobs.detach()):
-            row.policy_logprobs = values[: len(row.sampled.token_ids)]
+            row.policy_logprobs = values[: len(row.sampled.token_ids)].cpu()
         gap = ((logprobs.detach() - old).abs() * mask).sum() / total_tokens
         entropy = (entropies.detach() * mask).sum() / total_tokens
         shares = (output.loss, output.kl, output.clip_low_fraction, output.clip_high_fraction, entropy, gap)
@@ -279,7 +279,7 @@ def add_reference_logprobs(session: Session, rollouts: Sequence[Rollout], spare:
             prompts, completions = [row.prompt for row in rows], [row.sampled.token_ids for row in rows]
             logprobs, _ = completion_logprobs(session.vlm, model, prompts, completions, session.settings.temperature)
             for row, values in zip(rows, logprobs):
-                row.reference_logprobs = values[: len(row.sampled.token_ids)]
+                row.reference_logprobs = values[: len(row.sampled.token_ids)].cpu()
 
 
 def padded(values: Sequence[Tensor]) -> Tensor:
@@ -289,12 +289,25 @@ def padded(values: Sequence[Tensor]) -> Tensor:
 def equal_micro_batches(session: Session, rollouts: Sequence[Rollout], spare: Rollout) -> list[list[Rollout]]:
     """This process's micro-batches, as many as any process has: sharded weights and gradients meet in every pass.
 
-    A process with fewer goes on with the spare row, which has no loss there.
+    A process with fewer goes on with the spare row, which has no loss there. And if weights that train are sharded, and
+    rows without pictures leave some of them out, each batch gets a picture if any has one, again without a loss.
     """
     batches = list(micro_batches(rollouts, session.settings.micro_batch_tokens))
     most = max(gather_object([len(batches)]))
-    stand_in = replace(spare, has_loss=False, reference_logprobs=torch.zeros(0, device=session.vlm.device))
-    return batches + [[stand_in]] * (most - len(batches))
+    batches += [[without_loss(spare)]] * (most - len(batches))
+    seeing = [weight for name, weight in session.vlm.model.named_parameters() if SEEING.search(name)]
+    if session.settings.sharding != "none" and any(weight.requires_grad for weight in seeing):
+        own = next((row for row in [*rollouts, spare] if row.prompt.picture_inputs), None)
+        pictured = next((row for row in gather_object([own]) if row is not None), None)
+        if pictured is not None:
+            blind = [not any(row.prompt.picture_inputs for row in rows) for rows in batches]
+            batches = [rows + [without_loss(pictured)] * alone for rows, alone in zip(batches, blind)]
+    return batches
+
+
+def without_loss(row: Rollout) -> Rollout:
+    nothing = torch.zeros(len(row.sampled.token_ids))
+    return replace(row, has_loss=False, policy_logprobs=None, reference_logprobs=nothing)
 
 
 def micro_batches(rollouts: Sequence[Rollout], max_tokens: int) -> Iterator[list[Rollout]]:

@@ -1,13 +1,14 @@
 """The first half of a GRPO step: which problems are drawn, what the policy says to them, what that is worth.
 
-Every drawing of a problem has a number, counted from the run's start: it gives the problem (a new seeded order each epoch)
-and, with the run's seed, the chance in its samples. So a step's completions follow from how many problems were drawn
-before it and from the weights alone, whatever the number of processes or of rows sampled at once.
+Every drawing of a problem has a number, counted from the run's start: it gives the problem (a new seeded order every
+epoch) and, with the run's seed, the chance in its samples. So a step's completions follow from how many problems were
+drawn before it and from the weights alone, whatever the number of processes or of rows sampled at once.
 
-Each process samples its share of the groups; rewards and completions are then brought together, and every process counts
-the same metrics from all of them. With dynamic sampling (DAPO) groups whose rewards are all equal, which teach nothing, are
-replaced by newly drawn ones, in a bounded number of rounds (our choice: an unbounded one never ends on a model that is
-always wrong). Metrics and records are of all that was sampled, so that the reward stays the policy's, not the filter's.
+Each process samples its share of the groups; rewards and completions are then brought together, and every process
+counts the same metrics from all of them. With dynamic sampling (DAPO) groups whose rewards are all equal, which teach
+nothing, are replaced by newly drawn ones, in a bounded number of rounds (our choice: an unbounded one never ends on a
+model that is always wrong). Metrics and records are of all that was sampled, so that the reward stays the policy's, not
+the filter's.
 """
 
 import math

@@ -22,8 +22,8 @@ class GrpoSettings:
 
     `prompts_per_step` is over all processes. None for clipping and normalisation: as the loss was published.
     `mask_truncated` keeps cut completions out of the loss; a cut completion's reward of 0 is how PTST suppresses
-    overthinking, so that this switches suppression off. `dynamic_sampling_refills`: the most extra rounds of sampling in
-    a step, each for the groups so far whose rewards were all equal. `bfloat16` computes in bf16 over float32 weights
+    overthinking, so that this switches suppression off. `dynamic_sampling_refills`: the most extra rounds of sampling
+    in a step, each for the groups so far whose rewards were all equal. `bfloat16` computes in bf16 over float32 weights
     (full fine-tuning; an adapter's base is loaded in bf16 instead).
     """
 

@@ -1,0 +1,73 @@
+"""Two processes do what one does on the same global batch: samples, metrics, weights; with DDP and with FSDP2."""
+
+import pytest
+import torch
+from grpo_case import make_case, read_lines, run_in_processes, train, without_times
+from safetensors.torch import load_file
+
+STAGES = ((6, 4, 2), (9, 2, 1))
+SHARDING = {"ddp": {}, "fsdp2": {"sharding": "fsdp2"}}
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    return make_case(tmp_path_factory.mktemp("case"))
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory):
+    return make_case(tmp_path_factory.mktemp("tied"), tie_word_embeddings=True)
+
+
+def compare(case, folder, spread, weights="model.safetensors", stages=STAGES, **options):
+    """One process and two, spread as named, end with the same metrics, completions and weights."""
+    one, two = folder / "one", folder / spread
+    if not one.exists():
+        assert run_in_processes(train, case, one, stages=stages, evaluate_every=2, **options) == [0]
+    options = {**options, **SHARDING[spread]}
+    assert run_in_processes(train, case, two, processes=2, stages=stages, evaluate_every=2, **options) == [0, 0]
+    ours, theirs = ([without_times(row) for row in read_lines(out / "metrics.jsonl")] for out in (one, two))
+    assert len(ours) == 1 + sum(steps for *_, steps in stages) and all(row["grad_norm"] > 0 for row in ours[1:])
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine == pytest.approx(other, rel=1e-5, abs=1e-5, nan_ok=True)
+    texts = [
+        [(row["step"], row["problem_id"], row["sample"], row["text"]) for row in read_lines(out / "completions.jsonl")]
+        for out in (one, two)
+    ]
+    assert texts[0] == texts[1]
+    mine, other = (load_file(out / "model" / weights) for out in (one, two))
+    assert mine.keys() == other.keys()
+    for name in mine:
+        assert torch.allclose(mine[name], other[name], atol=1e-5), name
+
+
+@pytest.mark.parametrize("spread", SHARDING)
+def test_full(case, tmp_path_factory, spread):
+    compare(case, tmp_path_factory.getbasetemp() / "full", spread)
+
+
+@pytest.mark.parametrize("spread", SHARDING)
+def test_lora(case, tmp_path_factory, spread):
+    compare(case, tmp_path_factory.getbasetemp() / "lora", spread, "adapter_model.safetensors", method="lora")
+
+
+@pytest.mark.parametrize("spread", SHARDING)
+def test_unequal_micro_batches_several_updates_and_refills(tied, tmp_path_factory, spread):
+    compare(
+        tied, tmp_path_factory.getbasetemp() / "unequal", spread, stages=((30, 6, 2),), updates_per_step=2,
+        micro_batch_tokens=200,
+        dynamic_sampling_refills=2, mask_truncated=True, temperature=1.5, loss="gspo", kl_coefficient=0.02,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("spread", SHARDING)
+def test_a_vision_tower_that_trains_while_some_rows_have_no_picture(case, tmp_path_factory, spread):
+    compare(
+        case, tmp_path_factory.getbasetemp() / "vision", spread, train_vision=True, micro_batch_tokens=60,
+        prompts_per_step=6,
+    )  # fmt: skip
+
+
+def test_qlora_under_ddp(case, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / "qlora"
+    compare(case, folder, "ddp", "adapter_model.safetensors", method="qlora")
