@@ -1,6 +1,7 @@
 """`vr1 doctor`: what a parameter file needs on a GPU, told without one, and which cards have room."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -114,3 +115,15 @@ def test_every_parameter_file_of_the_project_is_understood():
     rows = parameter_files(doctor.project_root(), 0.0, 0)
     assert len(rows) > 15
     assert [row for row in rows if row["error"]] == []
+
+
+def test_the_table_in_the_guide_is_what_doctor_says():
+    root = doctor.project_root()
+    rows = re.findall(
+        r"^\| (\d\d_\w+/\w+) \|.*\| ([\d.]+) \| (\d+) × (\d+) GB \|$", (root / "docs/gpu.md").read_text(), re.M
+    )
+    assert len(rows) == 12
+    for name, peak, gpus, card in rows:
+        found = examine_file(root / "params" / f"{name}.yaml")
+        assert float(peak) == pytest.approx(found["peak_gib"], rel=0.02), name
+        assert (int(gpus), int(card)) == (found["gpus"], found["cards"][0]), name
