@@ -38,7 +38,8 @@ PICTURE_FOLDERS = ("mulberry_images", "llava_cot_images", "cauldron")  # above t
 GIVEN_ANSWER = re.compile(
     r"\b(?:given|provided|reference|gold|ground[- ]truth|official|expected|known)(?: (?:final|correct|right))?"
     r" answer\b(?! (?:choice|option|format))"
-    r"|\b(?:reference|provided|official) solution\b|\banswer key\b|\banswer (?:is|was) (?:given|provided) (?:as|to be)\b",
+    r"|\b(?:reference|provided|official) solution\b|\banswer key\b"
+    r"|\banswer (?:is|was) (?:given|provided) (?:as|to be)\b",
     re.I,
 )
 
@@ -59,19 +60,24 @@ class TextCounts:
     """Word counts and lengths of texts that come one by one."""
 
     def __init__(self) -> None:
-        self.lengths = array("L")  # in words
+        self.lengths = array("I")  # in words
         self._words = {word: [0, 0, 0] for word in REFLECTION_WORDS}
 
     def add(self, text: str) -> None:
         self.lengths.append(len(text.split()))
         lower = text.lower()
         for word, counts in self._words.items():
-            substrings = lower.count(word)
-            if substrings:
-                whole = count_whole(word, lower)
-                counts[0] += whole
-                counts[1] += substrings
-                counts[2] += whole > 0
+            whole, substrings = count_word(word, lower)
+            counts[0] += whole
+            counts[1] += substrings
+            counts[2] += whole > 0
+
+    def __add__(self, other: "TextCounts") -> "TextCounts":
+        both = TextCounts()
+        both.lengths = self.lengths + other.lengths
+        for word, counts in both._words.items():
+            counts[:] = [one + two for one, two in zip(self._words[word], other._words[word])]
+        return both
 
     @property
     def words(self) -> dict[str, WordCount]:
@@ -84,14 +90,15 @@ class TextCounts:
         }
 
 
-def count_whole(word: str, text: str) -> int:
-    """How often `word` stands in `text` between characters that belong to no word."""
-    found, at = 0, text.find(word)
+def count_word(word: str, text: str) -> tuple[int, int]:
+    """How often `word` stands in `text` between characters that belong to no word, and how often at all."""
+    whole, found, at = 0, 0, text.find(word)
     while at >= 0:
         end = at + len(word)
-        found += not (_in_word(text[at - 1 : at]) or _in_word(text[end : end + 1]))
+        whole += not (_in_word(text[at - 1 : at]) or _in_word(text[end : end + 1]))
+        found += 1
         at = text.find(word, end)
-    return found
+    return whole, found
 
 
 def _in_word(character: str) -> bool:
@@ -140,7 +147,6 @@ def stats(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     files = sources.locate(path).files if path.is_dir() else [path]
-    steps: dict[str, TextCounts] = {}
     by_source: dict[str, dict[str, TextCounts]] = {}
     rows, unreadable = 0, []
     for file in files:
@@ -154,8 +160,11 @@ def stats(path: str | Path) -> dict[str, Any]:
                 continue
             of_source = by_source.setdefault(_source_of(row, file), {})
             for step, text in texts:
-                steps.setdefault(step, TextCounts()).add(text)
                 of_source.setdefault(step, TextCounts()).add(text)
+    steps: dict[str, TextCounts] = {}
+    for of_source in by_source.values():
+        for step, counts in of_source.items():
+            steps[step] = steps[step] + counts if step in steps else counts
     return {
         "file": str(path),
         "rows": rows,

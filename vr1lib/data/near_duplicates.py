@@ -25,7 +25,8 @@ FIELDS = 32  # fields a side that a picture is averaged over
 FREQUENCIES = 16  # lowest frequencies a side that are kept
 LARGEST_SIDE = 256  # pixels; more make no difference on 32 fields
 SAME_PICTURE = 0.9  # likeness of pictures that is enough by itself
-LIKE_PICTURE, LIKE_QUESTION = 0.6, 0.35  # enough together
+LIKE_PICTURE, LIKE_QUESTION = 0.6, 0.35  # enough together, for a question of ENOUGH_WORDS
+LIKE_PICTURE_SHORT = 0.8  # instead of LIKE_PICTURE where the question is shorter ("Find x.")
 SAME_QUESTION, ENOUGH_WORDS = 0.75, 8  # enough by itself, for a question that long with the same numbers
 
 _COSINES = np.cos(np.pi / FIELDS * (np.arange(FIELDS) + 0.5) * np.arange(FREQUENCIES)[:, None]).astype(np.float32)
@@ -127,7 +128,7 @@ class Index:
             picture, question = pictures.get(place, 0.0), questions.get(place)
             if question is None:
                 question = self._likeness(grams, place)
-            if picture >= LIKE_PICTURE and question >= LIKE_QUESTION:
+            if picture >= (LIKE_PICTURE if long_enough else LIKE_PICTURE_SHORT) and question >= LIKE_QUESTION:
                 by = "picture and question"
             elif picture >= SAME_PICTURE:
                 by = "picture"
