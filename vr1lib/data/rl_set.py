@@ -1,10 +1,10 @@
 """The RL set (Section 4.1): We-Math, MathVision, PolyMATH, SceMQA and Geometry3K in one parquet.
 
-The columns are geometry3k's. The paper names the five and "10K", not how many of each, nor what was left out. Our choices: every row whose gold the
-grader accepts from itself; of problems that are the same (`near_duplicates`) the first; and, where a model's graded
-completions are given, those that it solves neither always nor never, because a group of equal rewards teaches nothing.
-What is left out is a Reject with its reason. The authors trained on benchmark rows on purpose; whoever scores a model
-on We-Math or MathVision must keep those rows out (`vr1 audit rl.parquet --against …` says which they are).
+The columns are geometry3k's. The paper names the five and "10K", not how many of each, nor what was left out. Our
+choices: every row whose gold the grader accepts from itself; of problems that are the same (`near_duplicates`) the
+first; and, where a model's graded completions are given, those that it solves neither always nor never, because a
+group of equal rewards teaches nothing. What is left out is a Reject with its reason. The authors trained on benchmark
+rows on purpose; whoever scores a model on We-Math or MathVision must keep those rows out (`vr1 audit` says which).
 """
 
 from collections import Counter, defaultdict

@@ -94,7 +94,7 @@ def row_pictures(value: Any, name: str, place: Place) -> list[str]:
     Bytes are written into `place.pictures` under the problem's name; paths are looked up in the source's folder.
     """
     pictures = value if isinstance(value, list) else [value]
-    if value is None or not pictures:
+    if value is None:
         raise RowFault("no images", repr(value)[:80])
     return [_row_picture(picture, f"{name}-{number}", place) for number, picture in enumerate(pictures, start=1)]
 
