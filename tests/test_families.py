@@ -156,6 +156,14 @@ def test_tokens_that_only_a_picture_gives_are_never_sampled(vlm):
         assert {"<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"} < set(names)
 
 
+def test_a_qwen3_picture_is_cut_into_patches_of_16_around_grey(folder):
+    spec = read_image_spec(folder / "qwen3_vl")
+    encoded = spec.encode([Image.new("RGB", (84, 50), "black")])  # 2.6 × 1.6 tokens of 32 pixels: 96 × 64
+    assert encoded["image_grid_thw"].tolist() == [[1, 4, 6]]
+    assert encoded["pixel_values"].shape == (24, 3 * 2 * 16 * 16)
+    assert (encoded["pixel_values"] == -1).all()  # (0 − 0.5) / 0.5
+
+
 def test_a_llama_picture_is_cut_into_tiles_and_its_specification_hashed(folder):
     spec = TileSpec(tile_size=56)
     assert read_image_spec(folder / "mllama") == spec
