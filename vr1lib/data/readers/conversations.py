@@ -113,8 +113,9 @@ def plain_answer(text: str, question: str) -> str:
     answer = LEAD.sub("", answer).removesuffix(".").strip(" *")
     if not answer:
         raise RowFault("no final answer", repr(text)[-80:])
-    letter = LETTER.fullmatch(answer) or (LABELS_SHOWN.search(question) and LABELLED.fullmatch(answer))
-    if letter:
+    lettered = LABELS_SHOWN.search(question)
+    letter = LETTER.fullmatch(answer) or (lettered and LABELLED.fullmatch(answer))
+    if letter and (lettered or letter.group(1).isupper()):
         return letter.group(1).upper()
     for pattern in (YES_OR_NO, EQUATION):
         if match := pattern.fullmatch(answer):
