@@ -46,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="what this machine can run, and which parameter files fit it")
     doctor.add_argument("-f", dest="file", metavar="FILE", help="one parameter file's memory, part by part")
+    doctor.add_argument(
+        "-p", dest="overrides", action="append", default=[], nargs=2, metavar=("KEY", "VALUE"), help="wins over FILE"
+    )
     doctor.add_argument("--json", action="store_true", help="print JSON for a program")
     doctor.set_defaults(command=run_doctor)
 
@@ -97,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
 def run_doctor(options: argparse.Namespace) -> int:
     from vr1lib.workbench import doctor
 
-    findings = doctor.examine_file(options.file) if options.file else doctor.examine()
+    findings = doctor.examine_file(options.file, options.overrides) if options.file else doctor.examine()
     in_words = doctor.file_in_words if options.file else doctor.in_words
     print(json.dumps(findings, indent=2, ensure_ascii=False) if options.json else in_words(findings))
     return 0
