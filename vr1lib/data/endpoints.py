@@ -107,7 +107,10 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a model is asked. `extra` goes into the request as it is; a value of None takes a field out of it."""
+    """How a model is asked. `extra` goes into the request as it is; a value of None takes a field out of it.
+
+    `extra={"seed": None}` is for servers that cannot bear a seed: vLLM 0.32 on a CPU dies of it once it cuts a prompt.
+    """
 
     temperature: float = 0.6
     top_p: float = 0.95
@@ -115,11 +118,12 @@ class Sampling:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-# Our choice; the paper says nothing. 0.6 and 0.95 are DeepSeek-R1's own, 16,384 tokens the cold start's cut-off length.
+# Our choice; the paper says nothing. What is seen needs no chance; 0.6 and 0.95 are DeepSeek-R1's own; 16,384 tokens
+# are what the cold start trains on at most.
 SAMPLING: dict[Purpose, Sampling] = {
-    "pseudo_cot": Sampling(0.2),
-    "description": Sampling(0.2),
-    "reasoning": Sampling(0.6, max_tokens=16_384),
+    "pseudo_cot": Sampling(0.0, 1.0),
+    "description": Sampling(0.0, 1.0),
+    "reasoning": Sampling(0.6, 0.95, max_tokens=16_384),
 }
 
 
@@ -127,38 +131,30 @@ SAMPLING: dict[Purpose, Sampling] = {
 class Limits:
     """How long and how often a call is tried, in seconds and requests, and how much it may bring and send, in bytes."""
 
-    attempts: int = 6
+    attempts: int = 8
     timeout: float = 900.0  # of one request, from connecting to the last byte
     connect_timeout: float = 20.0
     first_wait: float = 1.0  # doubled with each attempt
     longest_wait: float = 60.0
-    longest_retry_after: float = 600.0  # an endpoint that asks for more is given up
+    longest_retry_after: float = 600.0  # if every endpoint asks for more, the run stops
     reply_bytes: int = 4 * 2**20
     picture_bytes: int = 4 * 2**20  # above it a picture is sent smaller
 
 
+@dataclass(eq=False)
 class BadReply(Exception):
-    """One request that failed: whether trying `again` can help, after how long a `wait`, and the tokens it cost."""
+    """One request that failed: whether trying `again` can help, after what `wait`, and the tokens it cost.
 
-    def __init__(
-        self,
-        reason: str,
-        detail: str = "",
-        again: bool = False,
-        sent: bool = True,
-        wait: float | None = None,
-        usage: Sequence[int] = (0, 0),
-    ):
-        super().__init__(reason)
-        self.reason, self.detail, self.again, self.sent, self.wait, self.usage = (
-            reason,
-            detail,
-            again,
-            sent,
-            wait,
-            usage,
-        )
-        self.stops = False
+    `stops` says that no other request can succeed either, until a person has acted.
+    """
+
+    reason: str
+    detail: str = ""
+    again: bool = False
+    stops: bool = False
+    sent: bool = True
+    wait: float | None = None
+    usage: Sequence[int] = (0, 0)
 
 
 class Line:
@@ -190,12 +186,9 @@ class Line:
                         raise BadReply("reply too long", f"more than {self.limits.reply_bytes:,} bytes")
         finally:
             self.idle.append(client)
-        reply = bytes(body)
-        return (
-            response.status_code,
-            response.headers,
-            reply.replace(self.secret.encode(), b"***") if self.secret else reply,
-        )
+        if self.secret:
+            body = body.replace(self.secret.encode(), b"***")
+        return response.status_code, response.headers, bytes(body)
 
     def rest(self, bad: BadReply, wait: float) -> None:
         """Rest as long as the endpoint asks for, or a while once it fails again and again."""
@@ -239,16 +232,16 @@ class Endpoints:
 
     async def ask(self, purpose: Purpose, prompt: str, images: Sequence[str], seed: int) -> Reply:
         if not self._lines:
-            tls = ssl.create_default_context()
+            tls = httpx.create_ssl_context()
             self._lines = [Line(endpoint, self.limits, tls) for endpoint in self.endpoints]
         try:
             messages = json.dumps([{"role": "user", "content": await self._content(prompt, images)}])
         except RequestError as error:
             raise NoReply("picture unreadable", str(error)) from None
         failures: list[Failure] = []
-        line, bad = None, BadReply("no attempt")
+        line: Line | None = None
         for attempt in range(self.limits.attempts):
-            line = await self._free_line(line, failures, bad)
+            line = await self._free_line(line, failures)
             start = time.perf_counter()
             try:
                 reply = await self._request(line, purpose, messages, seed)
@@ -277,10 +270,10 @@ class Endpoints:
             await line.close()
         self._lines = []
 
-    async def _free_line(self, avoid: Line | None, failures: Sequence[Failure], bad: BadReply) -> Line:
+    async def _free_line(self, avoid: Line | None, failures: Sequence[Failure]) -> Line:
         """The least busy line that doesn't rest, another than the one that has just failed if there is one.
 
-        Its slot is taken. Raises NoReply if all rest for longer than one may wait.
+        Its slot is taken. Raises TeacherStopped if all rest for longer than one may wait.
         """
         while True:
             now = time.monotonic()
@@ -288,8 +281,7 @@ class Endpoints:
             if not awake:
                 wait = min(line.rests_until for line in self._lines) - now
                 if wait > self.limits.longest_retry_after:
-                    detail = f"{bad.detail} (every endpoint asks to wait, the first {wait:.0f} s)".strip()
-                    raise NoReply(bad.reason if failures else "endpoints rest", detail, failures)
+                    raise TeacherStopped("endpoints rest", f"all ask to wait, the first for {wait:.0f} s", failures)
                 await asyncio.sleep(wait + random.uniform(0, 0.1) * min(wait, self.limits.first_wait))
                 continue
             others = [line for line in awake if line is not avoid] or awake
@@ -346,11 +338,11 @@ class Endpoints:
 def refusal(status: int, wait: str | None, body: bytes) -> BadReply:
     """What an answer other than 200 means; `wait` is its Retry-After header."""
     excerpt = " ".join(body[:300].decode("utf-8", "replace").split())
-    again = status in TRY_AGAIN or 500 <= status < 600
-    bad = BadReply(f"HTTP {status}", excerpt, again, wait=retry_after(wait, datetime.now(UTC)) if again else None)
     if status in NEEDS_A_PERSON:
-        bad.stops, bad.detail = True, f"{NEEDS_A_PERSON[status]} ({excerpt})"
-    return bad
+        return BadReply(f"HTTP {status}", f"{NEEDS_A_PERSON[status]} ({excerpt})", stops=True)
+    if status in TRY_AGAIN or 500 <= status < 600:
+        return BadReply(f"HTTP {status}", excerpt, again=True, wait=retry_after(wait, datetime.now(UTC)))
+    return BadReply(f"HTTP {status}", excerpt)
 
 
 def read_reply(body: bytes, endpoint: Endpoint, request_characters: int) -> Reply:
