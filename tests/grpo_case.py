@@ -3,18 +3,20 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import socket
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from tqdm import tqdm
 
 from vr1lib.data.shapeworld import make_problems, write_base_cot
 from vr1lib.models.tiny import build_tiny_vlm
 from vr1lib.models.vlm import load_vlm, save_vlm
-from vr1lib.records import Graded, Problem, read_jsonl, write_jsonl
+from vr1lib.records import Graded, Problem, RequestError, read_jsonl, write_jsonl
 from vr1lib.schedule import Schedule
 from vr1lib.training import checkpoint, rollouts
 from vr1lib.training.checkpoint import Checkpoints, save_trained
@@ -86,6 +88,7 @@ def train(
     resume_from: Path | None = None,
     killed_after: int | None = None,
     killed_writing: tuple[int, int] | None = None,
+    nan_in_process: int | None = None,
     **changes,
 ) -> None:
     """Train in this process or its group; process 0 leaves metrics.jsonl, completions.jsonl and model/ in `out`.
@@ -107,6 +110,8 @@ def train(
 
     if killed_writing:
         kill_while_writing(*killed_writing)
+    if nan_in_process == int(os.environ.get("RANK", 0)):
+        vlm.model.model.language_model.norm.register_forward_hook(lambda norm, _, hidden: poisoned(hidden))
     session = prepare(vlm, replace(SETTINGS, **changes))
     problems = problems_of(case)
     train_grpo(
@@ -121,6 +126,19 @@ def train(
         dump_folder=out / "bad_steps",
     )
     save_trained(session.vlm, out / "model")
+
+
+def poisoned(hidden: torch.Tensor) -> torch.Tensor:
+    """Unchanged on the way forward, NaN on the way back."""
+    if hidden.requires_grad:
+        hidden.register_hook(lambda gradient: gradient * float("nan"))
+    return hidden
+
+
+def is_refused(case: Path, fault: str, method: str = "full", **changes) -> None:
+    """These settings are refused with these words."""
+    with pytest.raises(RequestError, match=re.escape(fault)):
+        prepare(load_vlm(case / "model", method=method), replace(SETTINGS, **changes))
 
 
 def kill_while_writing(step: int, files: int) -> None:
@@ -146,7 +164,7 @@ def in_group(function, rank: int, processes: int, port: int, arguments: tuple, o
         }  # fmt: skip
     torch.set_num_threads(1)
     function(*arguments, **options)
-    if processes > 1:
+    if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 

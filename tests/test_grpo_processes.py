@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from grpo_case import make_case, read_lines, run_in_processes, train, without_times
+from grpo_case import is_refused, make_case, read_lines, run_in_processes, train, without_times
 from safetensors.torch import load_file
 
 STAGES = ((6, 4, 2), (9, 2, 1))
+ENDINGS = ("json", "safetensors")
 SHARDING = {"ddp": {}, "fsdp2": {"sharding": "fsdp2"}}
 
 
@@ -71,3 +72,34 @@ def test_a_vision_tower_that_trains_while_some_rows_have_no_picture(case, tmp_pa
 def test_qlora_under_ddp(case, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / "qlora"
     compare(case, folder, "ddp", "adapter_model.safetensors", method="qlora")
+
+
+def test_bf16_sharded_samples_from_whole_copies_that_agree(case, tmp_path):
+    """In bf16 two processes round otherwise than one; they still sample alike at first, and learn."""
+    for name, processes, options in [("one", 1, {}), ("two", 2, {"sharding": "fsdp2"})]:
+        codes = run_in_processes(train, case, tmp_path / name, processes=processes, bfloat16=True, **options)
+        assert codes == [0] * processes
+    one, two = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert one[1]["reward/mean"] == two[1]["reward/mean"] and one[1]["length/mean"] == two[1]["length/mean"]
+    assert two[1]["loss"] == pytest.approx(one[1]["loss"], abs=1e-3) and two[2]["grad_norm"] > 0
+    assert two[1]["logprob_gap"] < 0.05 and two[1]["kl"] < 1e-3
+    assert load_file(tmp_path / "two/model/model.safetensors")["lm_head.weight"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("spread", SHARDING)
+def test_one_process_whose_gradient_is_nan_makes_all_of_them_skip_and_stop(case, tmp_path, spread):
+    options = {"stages": ((4, 4, 5),), "max_bad_steps": 2, "nan_in_process": 1, **SHARDING[spread]}
+    assert run_in_processes(train, case, tmp_path, processes=2, **options) == [1, 1]
+    rows = read_lines(tmp_path / "metrics.jsonl")
+    assert [row.get("bad_steps") for row in rows] == [None, 1, 2]
+    for step in ("step-000001", "step-000002"):
+        names = {path.name for path in (tmp_path / "bad_steps" / step).iterdir()}
+        assert names == {"step.json", *(f"rows-{process}.{ending}" for process in (0, 1) for ending in ENDINGS)}
+
+
+def test_settings_that_do_not_fit_the_processes_are_wrong_requests(case):
+    options = {"prompts_per_step": 3}
+    fault = "prompts_per_step = 3: not divisible by 2 processes; give a multiple"
+    assert run_in_processes(is_refused, case, fault, processes=2, **options) == [0, 0]
+    fault = "sharding = 'fsdp2': 4-bit weights can't be sharded; set sharding: none"
+    assert run_in_processes(is_refused, case, fault, processes=2, method="qlora", sharding="fsdp2") == [0, 0]

@@ -254,10 +254,10 @@ def accumulate_gradients(
                 total_rows=total_rows,
             )
             accelerator.backward(output.loss * accelerator.num_processes)  # gradients are averaged over processes
-        for row, values in zip(rows, logprobs.detach()):
-            row.policy_logprobs = values[: len(row.sampled.token_ids)].cpu()
-        gap = ((logprobs.detach() - old).abs() * mask).sum() / total_tokens
-        entropy = (entropies.detach() * mask).sum() / total_tokens
+        for row, values in zip(rows, logprobs.detach().cpu()):
+            row.policy_logprobs = values[: len(row.sampled.token_ids)]
+        gap = (logprobs.detach() - old).abs().masked_fill(~mask, 0.0).sum() / total_tokens
+        entropy = entropies.detach().masked_fill(~mask, 0.0).sum() / total_tokens
         shares = (output.loss, output.kl, output.clip_low_fraction, output.clip_high_fraction, entropy, gap)
         sums += torch.stack([share.detach().double() for share in shares])
     return dict(zip(SUMS, sums_over_processes(sums, accelerator)))
@@ -271,15 +271,15 @@ def gradients_held_back(session: Session) -> AbstractContextManager:
     return session.accelerator.no_sync(model) if may_wait else nullcontext()
 
 
-def add_reference_logprobs(session: Session, rollouts: Sequence[Rollout], spare: Rollout | None) -> None:
+def add_reference_logprobs(session: Session, rollouts: Sequence[Rollout], spare: Rollout | None = None) -> None:
     """Give each row the log-probabilities that the model as training started has for it."""
     with_loss = [row for row in rollouts if row.has_loss]
     with session.reference() as model, inference_mode_of(model), torch.no_grad():
         for rows in equal_micro_batches(session, with_loss, spare or rollouts[0]):
             prompts, completions = [row.prompt for row in rows], [row.sampled.token_ids for row in rows]
             logprobs, _ = completion_logprobs(session.vlm, model, prompts, completions, session.settings.temperature)
-            for row, values in zip(rows, logprobs):
-                row.reference_logprobs = values[: len(row.sampled.token_ids)].cpu()
+            for row, values in zip(rows, logprobs.cpu()):
+                row.reference_logprobs = values[: len(row.sampled.token_ids)]
 
 
 def padded(values: Sequence[Tensor]) -> Tensor:
@@ -289,20 +289,29 @@ def padded(values: Sequence[Tensor]) -> Tensor:
 def equal_micro_batches(session: Session, rollouts: Sequence[Rollout], spare: Rollout) -> list[list[Rollout]]:
     """This process's micro-batches, as many as any process has: sharded weights and gradients meet in every pass.
 
-    A process with fewer goes on with the spare row, which has no loss there. And if weights that train are sharded, and
-    rows without pictures leave some of them out, each batch gets a picture if any has one, again without a loss.
+    A process with fewer goes on with the spare row, which has no loss there.
     """
     batches = list(micro_batches(rollouts, session.settings.micro_batch_tokens))
     most = max(gather_object([len(batches)]))
     batches += [[without_loss(spare)]] * (most - len(batches))
+    return batches if session.settings.sharding == "none" else with_pictures(session, batches, spare)
+
+
+def with_pictures(session: Session, batches: list[list[Rollout]], spare: Rollout) -> list[list[Rollout]]:
+    """Micro-batches in which sharded weights that rows without pictures leave out get a gradient nonetheless.
+
+    Gradients of shards meet in one message, whose size all processes have to agree on. So if weights that see are
+    trained, each batch without a picture gets a row that has one, without a loss, if any process has such a row.
+    """
     seeing = [weight for name, weight in session.vlm.model.named_parameters() if SEEING.search(name)]
-    if session.settings.sharding != "none" and any(weight.requires_grad for weight in seeing):
-        own = next((row for row in [*rollouts, spare] if row.prompt.picture_inputs), None)
-        pictured = next((row for row in gather_object([own]) if row is not None), None)
-        if pictured is not None:
-            blind = [not any(row.prompt.picture_inputs for row in rows) for rows in batches]
-            batches = [rows + [without_loss(pictured)] * alone for rows, alone in zip(batches, blind)]
-    return batches
+    blind = [not any(row.prompt.picture_inputs for row in rows) for rows in batches]
+    if not any(weight.requires_grad for weight in seeing) or not any(gather_object([any(blind)])):
+        return batches
+    own = next((row for rows in [*batches, [spare]] for row in rows if row.prompt.picture_inputs), None)
+    pictured = next((row for row in gather_object([own]) if row is not None), None)
+    if pictured is None:
+        return batches
+    return [rows + [without_loss(pictured)] * needed for rows, needed in zip(batches, blind)]
 
 
 def without_loss(row: Rollout) -> Rollout:

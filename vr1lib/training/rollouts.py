@@ -257,4 +257,4 @@ def mean(values: Sequence[float]) -> float:
 
 def sums_over_processes(values: Tensor, accelerator: Accelerator) -> list[float]:
     """The sums of some numbers over all processes, in double precision."""
-    return accelerator.reduce(values.detach().double(), "sum").tolist()
+    return accelerator.reduce(values.detach().double().to(accelerator.device), "sum").tolist()
