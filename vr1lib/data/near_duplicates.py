@@ -4,7 +4,7 @@ A picture becomes a vector: how far each pixel is from the background (so colour
 strong its edges are, both whole and with the margin trimmed off (so a cropped margin doesn't), on 32 × 32 fields, of
 which the 16 × 16 lowest frequencies are kept: a perceptual hash ("pHash") with its numbers instead of their signs.
 Line drawings on white differ little from each other, and the signs alone mix them up.
-A question becomes its words, pairs and triples of words without markers, LaTeX wrappers and punctuation; rare ones
+A question becomes its words and pairs of words, without markers, LaTeX wrappers and punctuation; rare ones
 weigh more. All thresholds are our choice, measured on altered We-Math and MathVision problems (`docs/data.md`).
 """
 
@@ -25,8 +25,9 @@ FIELDS = 32  # fields a side that a picture is averaged over
 FREQUENCIES = 16  # lowest frequencies a side that are kept
 LARGEST_SIDE = 256  # pixels; more make no difference on 32 fields
 SAME_PICTURE = 0.9  # likeness of pictures that is enough by itself
-LIKE_PICTURE, LIKE_QUESTION = 0.6, 0.35  # enough together, for a question of ENOUGH_WORDS
-LIKE_PICTURE_SHORT = 0.8  # instead of LIKE_PICTURE where the question is shorter ("Find x.")
+LIKE_PICTURE, LIKE_BOTH = 0.6, 0.95  # enough together with the question: the picture's likeness, the sum of both
+LIKE_QUESTION = 0.1  # at least, to be named as a reason
+LIKE_PICTURE_SHORT = 0.8  # instead of LIKE_PICTURE where the question is shorter than ENOUGH_WORDS ("Find x.")
 SAME_QUESTION, ENOUGH_WORDS = 0.75, 8  # enough by itself, for a question that long with the same numbers
 
 _COSINES = np.cos(np.pi / FIELDS * (np.arange(FIELDS) + 0.5) * np.arange(FREQUENCIES)[:, None]).astype(np.float32)
@@ -75,7 +76,7 @@ def question_words(text: str) -> list[str]:
 
 def question_grams(text: str) -> frozenset[str]:
     words = question_words(text)
-    return frozenset(" ".join(words[at : at + n]) for n in (1, 2, 3) for at in range(len(words) - n + 1))
+    return frozenset(" ".join(words[at : at + n]) for n in (1, 2) for at in range(len(words) - n + 1))
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ class Index:
             picture, question = pictures.get(place, 0.0), questions.get(place)
             if question is None:
                 question = self._likeness(grams, place)
-            if picture >= (LIKE_PICTURE if long_enough else LIKE_PICTURE_SHORT) and question >= LIKE_QUESTION:
+            enough = LIKE_PICTURE if long_enough else LIKE_PICTURE_SHORT
+            if picture >= enough and picture + question >= LIKE_BOTH and question >= LIKE_QUESTION:
                 by = "picture and question"
             elif picture >= SAME_PICTURE:
                 by = "picture"
