@@ -165,7 +165,7 @@ def test_filler_stands_in_for_an_empty_micro_batch_and_brings_a_picture_where_no
     dataset = RowDataset(vlm, world[1], max_tokens=4096, cache_gib=1)
     filler = without_labels(dataset)
     assert len(filler) == min(dataset.lengths[:3] + dataset.lengths[4:])
-    batches = MicroBatches(dataset, vlm, filler)
+    batches = MicroBatches(dataset, vlm, filler=filler)
     empty, blind, seeing = batches[[]], batches[[3]], batches[[0, 3]]
     assert [len(batch.inputs["input_ids"]) for batch in (empty, blind, seeing)] == [1, 2, 2]
     assert all("pixel_values" in batch.inputs for batch in (empty, blind, seeing))
@@ -179,7 +179,7 @@ def test_filler_stands_in_for_an_empty_micro_batch_and_brings_a_picture_where_no
 
     blind_rows = [row for row in world[1] if not row[0].images]
     dataset = RowDataset(vlm, blind_rows, max_tokens=4096, cache_gib=1)
-    batches = MicroBatches(dataset, vlm, without_labels(dataset))
+    batches = MicroBatches(dataset, vlm, filler=without_labels(dataset))
     assert [len(batches[indices].inputs["input_ids"]) for indices in ([], [0])] == [1, 1]
 
 
@@ -227,7 +227,7 @@ def test_loss_is_the_mean_over_the_step_of_answer_tokens_by_hand():
 
 def test_loss_equals_the_models_own_on_all_positions(world):
     vlm = load_vlm(world[0])
-    batch = collate_for_loss([vlm.encode_row(*row) for row in world[1]], vlm.pad_token_id)
+    batch = collate_for_loss([vlm.encode_row(*row) for row in world[1]], vlm)
     kept, labels = batch.pop("logits_to_keep"), batch.pop("labels")
     with torch.no_grad():
         own = vlm.model(**batch, labels=labels).loss
@@ -306,6 +306,26 @@ def test_micro_batches_change_nothing_but_memory(world, tmp_path):
     whole, parts = (train(world, tmp_path, batch_size=8, micro_batch_size=size) for size in (None, 2))
     for key in ("loss", "grad_norm", "length/mean"):
         assert [m[key] for m in parts[2]] == pytest.approx([m[key] for m in whole[2]], rel=1e-4)
+
+
+def test_packing_changes_no_loss_and_leaves_no_padding(world, tmp_path):
+    padded, packed = (
+        train(world, tmp_path, batch_size=8, micro_batch_size=2, packing=flag)[2] for flag in (False, True)
+    )
+    for key in ("loss", "grad_norm"):
+        assert [m[key] for m in packed] == pytest.approx([m[key] for m in padded], rel=1e-4)
+    for key in ("length/mean", "epoch"):
+        assert [m[key] for m in packed] == [m[key] for m in padded]
+    assert [m["padding_ratio"] for m in packed] == [0, 0, 0]
+    assert all(m["padding_ratio"] > 0 for m in padded)
+
+
+def test_packed_lines_hold_a_step_within_the_tokens_of_the_longest_micro_batch():
+    order = RowOrder([10, 9, 2, 5, 4, 3, 8, 1], batch_size=4, seed=0)
+    for packed, rows in zip(StepOrder(order, micro_batch_size=2, packing=True), StepOrder(order, 4)):
+        assert sorted(row for line in packed for row in line) == sorted(rows[0])
+        assert len(packed) < 3
+        assert all(sum(order.lengths[row] for row in line) <= 2 * 10 for line in packed)
 
 
 def test_batch_that_does_not_divide_is_refused(world, tmp_path):

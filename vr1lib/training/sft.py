@@ -45,6 +45,7 @@ from vr1lib.training.bad_steps import write_json
 from vr1lib.training.checkpoint import Checkpoints, load_checkpoint, load_generators, read_state
 from vr1lib.training.grpo import memory_metrics
 from vr1lib.training.optimizers import MuonWithAdamW
+from vr1lib.training.packing import check_packable, collate_packed, pack
 from vr1lib.training.processes import (
     Sharding,
     TrainingStopped,
@@ -121,8 +122,9 @@ def train_sft(
     """Train `vlm` in place on (problem, response) rows; `log` gets one dictionary a step, explained in docs/metrics.md.
 
     `steps`, if given, replaces `epochs`. `batch_size` rows make a step over all processes; `micro_batch_size` of them
-    (None: 8, or what divides the batch) go through the model at once. `bfloat16` computes in bf16 over the weights'
-    own type. Encoded rows are kept in memory up to `cache_gib` and made anew beyond.
+    (None: 8, or what divides the batch) go through the model at once; with `packing` so many tokens as these have at
+    their longest, in one line without padding. `bfloat16` computes in bf16 over the weights' own type. Encoded rows are
+    kept in memory up to `cache_gib` and made anew beyond.
 
     Every process calls this; `log` is called in process 0 only. `resume_from` is a checkpoint of the same run: its
     steps are not repeated, and those that follow are what they would have been. A step with NaN or Inf in loss or
@@ -159,14 +161,16 @@ def train_sft(
             f"batch_size = {batch_size} is no multiple of micro_batch_size = {micro_batch_size} × "
             f"{processes} processes; change one of them"
         )
+    if packing:
+        check_packable(vlm)
     dataset = RowDataset(vlm, rows, max_tokens, cache_gib, show=arguments.process_index == 0)
     filler = without_labels(dataset) if processes > 1 else None
     arguments.ddp_find_unused_parameters = filler is None or not filler.picture_inputs
     order = RowOrder(dataset.lengths, batch_size, seed)
     trainer = SftTrainer(
         vlm,
-        MicroBatches(dataset, vlm, filler),
-        StepOrder(order, micro_batch_size, processes, arguments.process_index),
+        MicroBatches(dataset, vlm, packing, filler),
+        StepOrder(order, micro_batch_size, packing, processes, arguments.process_index),
         max_gradient_norm=max_gradient_norm,
         bfloat16=bfloat16,
         sharding=sharding,
@@ -304,11 +308,14 @@ class RowOrder(Sampler[int]):
 class StepOrder(Sampler[list[list[int]]]):
     """The steps of an epoch, each as this process's micro-batches of row indices.
 
-    Every process has as many micro-batches in a step, some of them empty where a short last step does not go round.
+    Every process has as many micro-batches in a step, some of them empty where its rows do not go round. Packed, a
+    micro-batch is a line of at most so many tokens as `micro_batch_size` of the longest rows have.
     """
 
-    def __init__(self, order: RowOrder, micro_batch_size: int, processes: int = 1, process: int = 0) -> None:
-        self.order, self.micro_batch_size = order, micro_batch_size
+    def __init__(
+        self, order: RowOrder, micro_batch_size: int, packing: bool = False, processes: int = 1, process: int = 0
+    ) -> None:
+        self.order, self.micro_batch_size, self.packing = order, micro_batch_size, packing
         self.processes, self.process = processes, process
 
     def __len__(self) -> int:
@@ -318,19 +325,26 @@ class StepOrder(Sampler[list[list[int]]]):
         indices = list(self.order)
         for start in range(0, len(indices), self.order.batch_size):
             step = indices[start : start + self.order.batch_size]
-            micro_batches = [step[at : at + self.micro_batch_size] for at in range(0, len(step), self.micro_batch_size)]
+            micro_batches = self.cut(step)
             micro_batches += [[]] * (-len(micro_batches) % self.processes)
             yield micro_batches[self.process :: self.processes]
 
+    def cut(self, step: list[int]) -> list[list[int]]:
+        size, lengths = self.micro_batch_size, self.order.lengths
+        if not self.packing:
+            return [step[at : at + size] for at in range(0, len(step), size)]
+        lines = pack([lengths[row] for row in step], capacity=size * max(lengths))
+        return [[step[place] for place in line] for line in lines]
+
     def passes(self, steps: int) -> float:
-        """Passes over the rows after so many steps, counted in micro-batches."""
+        """Passes over the rows after so many steps, counted in unpacked micro-batches."""
         epochs, in_epoch = divmod(steps, len(self))
         seen = in_epoch * self.order.batch_size // self.micro_batch_size
         return epochs + seen / math.ceil(len(self.order) / self.micro_batch_size)
 
     @property
     def fingerprint(self) -> str:
-        """Equal for two runs that meet the same rows in the same order, as far as lengths can tell."""
+        """Equal for two runs whose steps have the same rows, as far as lengths can tell."""
         order = self.order
         return hashlib.sha256(f"{order.lengths} {order.batch_size} {order.seed}".encode()).hexdigest()
 
@@ -352,8 +366,8 @@ class MicroBatches(Dataset):
     have one: every process then passes through the same layers, as sharding and averaged gradients need.
     """
 
-    def __init__(self, rows: RowDataset, vlm: Vlm, filler: EncodedRow | None = None) -> None:
-        self.rows, self.vlm, self.filler = rows, vlm, filler
+    def __init__(self, rows: RowDataset, vlm: Vlm, packing: bool = False, filler: EncodedRow | None = None) -> None:
+        self.rows, self.vlm, self.packing, self.filler = rows, vlm, packing, filler
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -364,16 +378,16 @@ class MicroBatches(Dataset):
         if self.filler and not any(row.picture_inputs for row in rows) and (self.filler.picture_inputs or not rows):
             rows = [*learnt, self.filler]
         return MicroBatch(
-            inputs=collate_for_loss(rows, self.vlm.pad_token_id),
+            inputs=collate_for_loss(rows, self.vlm, self.packing),
             problem_ids=[row.problem_id for row in learnt],
             tokens=sum(len(row) for row in learnt),
             answer_tokens=sum(int((row.labels != IGNORED_LABEL).sum()) for row in learnt),
         )
 
 
-def collate_for_loss(rows: Sequence[EncodedRow], pad_token_id: int) -> dict:
+def collate_for_loss(rows: Sequence[EncodedRow], vlm: Vlm, packing: bool = False) -> dict:
     """A batch for the model: no cache, and logits from the last prompt token common to all rows on."""
-    batch = collate_rows(rows, pad_token_id)
+    batch = collate_packed(rows, vlm) if packing else collate_rows(rows, vlm.pad_token_id)
     width = batch["input_ids"].shape[1]
     learnt = (batch["labels"] != IGNORED_LABEL).any(dim=0).nonzero()
     first_answer = int(learnt[0]) if len(learnt) else width - 1
