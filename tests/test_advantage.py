@@ -20,6 +20,10 @@ def test_one_right_of_four_by_hand():
     assert advantages.tolist() == [[1.5, -0.5, -0.5, -0.5]]
 
 
+def test_rewards_may_be_whole_numbers():
+    assert group_advantages(torch.tensor([[1, 0, 0, 0]]), epsilon=0.0).tolist() == [[1.5, -0.5, -0.5, -0.5]]
+
+
 def test_epsilon_is_added_to_the_std():
     advantages = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), epsilon=0.5)
     assert advantages.tolist() == [[0.75, -0.25, -0.25, -0.25]]

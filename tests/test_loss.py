@@ -267,8 +267,13 @@ def test_far_off_policies_give_finite_numbers(name, far):
 
 @ALL
 def test_half_precision_log_probabilities_are_computed_in_float32(name):
-    logprobs = torch.tensor([[-1.0, -2.0]], dtype=torch.bfloat16)
-    assert call(name, logprobs, logprobs, torch.ones(1), torch.ones(1, 2), logprobs).loss.dtype == torch.float32
+    logprobs, old = torch.tensor([[[-1.0, -2.0]], [[-1.015625, -2.03125]]], dtype=torch.bfloat16)
+    half, single = (
+        call(name, *(values.to(dtype) for values in (logprobs, old)), torch.ones(1), torch.ones(1, 2), old.to(dtype),
+             kl_coefficient=0.1, clip_low=0.5, clip_high=0.5)
+        for dtype in (torch.bfloat16, torch.float32)
+    )  # fmt: skip
+    assert half.loss.dtype == torch.float32 and half == single
 
 
 def test_old_and_reference_log_probabilities_get_no_gradient():
