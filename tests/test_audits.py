@@ -23,7 +23,7 @@ from vr1lib.data.audits import (
     stats,
     table_2,
 )
-from vr1lib.data.near_duplicates import Index, picture_vector, question_words
+from vr1lib.data.near_duplicates import Fingerprint, Index, fingerprint, question_words
 from vr1lib.records import ColdRow, Problem, RequestError, write_jsonl
 
 
@@ -292,7 +292,7 @@ def test_one_of_several_pictures_is_enough(tmp_path):
 
 def test_a_picture_of_one_colour_is_like_no_other_and_a_broken_one_harms_nothing(tmp_path):
     Image.new("RGB", (40, 30), "white").save(tmp_path / "white.png")
-    assert picture_vector(tmp_path / "white.png") is None
+    assert fingerprint(tmp_path / "white.png") is None
     (tmp_path / "broken.png").write_bytes(b"no picture")
     Image.new("RGB", (1, 1), "red").save(tmp_path / "dot.png")
     problem = planted_problem(tmp_path, 1)
@@ -301,12 +301,36 @@ def test_a_picture_of_one_colour_is_like_no_other_and_a_broken_one_harms_nothing
         assert Index([problem, odd]).matches(odd) == []
 
 
-def test_vectors_have_length_one_and_colours_do_not_matter(tmp_path):
+def test_colours_do_not_matter_to_a_shape_and_its_length_is_one(tmp_path):
     path = drawing(tmp_path / "1.png", 1)
     ImageOps.invert(Image.open(path).convert("RGB")).save(tmp_path / "2.png")
-    one, two = picture_vector(path), picture_vector(tmp_path / "2.png")
+    one, two, other = (
+        fingerprint(picture).shape for picture in (path, tmp_path / "2.png", drawing(tmp_path / "3.png", 3))
+    )
     assert float(one @ one) == pytest.approx(1, abs=1e-5)
-    assert float(one @ two) > 0.99 > 0.9 > float(one @ picture_vector(drawing(tmp_path / "3.png", 3)))
+    assert float(one @ two) > 0.99 > 0.9 > float(one @ other)
+
+
+def test_of_pictures_that_are_all_alike_only_a_copy_counts(tmp_path):
+    def grid(seed: int) -> Problem:
+        """Nine squares in colours: alike but for these."""
+        dice = random.Random(seed)
+        image = Image.new("RGB", (96, 96), "white")
+        for cell in range(9):
+            x, y = 32 * (cell % 3) + 6, 32 * (cell // 3) + 6
+            image.paste(dice.choice(["red", "green", "blue", "orange"]), (x, y, x + 20, y + 20))
+        path = tmp_path / f"grid{seed}.png"
+        image.save(path)
+        question = "How many of the squares in the picture are red, say?"
+        return Problem(id=f"g{seed}", images=[str(path)], question=question, answer="1", source="s", split="s")
+
+    index = Index(grid(seed) for seed in range(40))
+    assert [index.matches(grid(seed)) for seed in range(100, 110)] == [[]] * 10
+    copy = grid(7)
+    image = Image.open(copy.images[0]).resize((140, 140))
+    image.save(tmp_path / "copy.jpg", quality=60)
+    copied = copy.model_copy(update={"images": [str(tmp_path / "copy.jpg")], "question": "Count the red ones."})
+    assert [match.id for match in index.matches(copied)] == ["g7"]
 
 
 def test_questions_are_compared_without_markers_wrappers_and_case():
@@ -316,11 +340,11 @@ def test_questions_are_compared_without_markers_wrappers_and_case():
 
 def test_more_pictures_than_there_was_room_for_are_all_found():
     index = Index()
-    vectors = np.eye(300, 1020, dtype=np.float32)
+    pictures = [Fingerprint(shape, np.zeros(192)) for shape in np.eye(300, 1020, dtype=np.float32)]
     problems = [Problem(id=f"p{n}", images=[], question="?", answer="1", source="s", split="s") for n in range(300)]
-    for problem, vector in zip(problems, vectors):
-        index.add(problem, [vector])
-    assert [[match.id for match in index.matches(p, [v])] for p, v in zip(problems, vectors)] == [
+    for problem, picture in zip(problems, pictures):
+        index.add(problem, [picture])
+    assert [[match.id for match in index.matches(p, [one])] for p, one in zip(problems, pictures)] == [
         [p.id] for p in problems
     ]
 

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from vr1lib.answers import grade_answer
 from vr1lib.data import sources
 from vr1lib.data.filters import answer_before_thinking, states_answer
-from vr1lib.data.near_duplicates import Index, problem_vectors, question_words
+from vr1lib.data.near_duplicates import Index, fingerprints, question_words
 from vr1lib.data.readers.pictures import bytes_sha256
 from vr1lib.data.readers.rows import file_rows, line_rows
 from vr1lib.data.sources import Reject
@@ -354,9 +354,9 @@ def audit(path: str | Path, against: Sequence[str | Path] = ()) -> dict[str, Any
                 leaks["checked"] += 1
                 for kind in ("stated", "mentioned", "told"):
                     leaks[kind] += getattr(found, kind)
-            vectors = problem_vectors(problem) if others else []
+            pictures = fingerprints(problem) if others else []
             for other in others:
-                hits = other.index.matches(problem, vectors)
+                hits = other.index.matches(problem, pictures)
                 other.hits += [
                     {"id": problem.id, "of": hit.id, "by": hit.by, "picture": hit.picture, "question": hit.question}
                     for hit in hits

@@ -15,7 +15,7 @@ from typing import Any
 
 from vr1lib.answers import grade_answer
 from vr1lib.data import sources
-from vr1lib.data.near_duplicates import SAME_QUESTION, Index, problem_vectors
+from vr1lib.data.near_duplicates import SAME_QUESTION, Index, fingerprints
 from vr1lib.data.sources import Reject
 from vr1lib.prompts import IMAGE_MARKER, question_text
 from vr1lib.records import Graded, Problem, read_jsonl
@@ -88,11 +88,11 @@ def deduplicate(problems: Iterable[Problem]) -> tuple[list[Problem], list[Reject
     """
     index, kept, rejects = Index(), {}, []
     for problem in problems:
-        vectors = problem_vectors(problem)
+        pictures = fingerprints(problem)
         same = next(
             (
                 match
-                for match in index.matches(problem, vectors)
+                for match in index.matches(problem, pictures)
                 if match.question >= SAME_QUESTION
                 and (match.by == "picture and question" or not problem.images)
                 and _same_gold(problem, kept[match.id])
@@ -100,7 +100,7 @@ def deduplicate(problems: Iterable[Problem]) -> tuple[list[Problem], list[Reject
             None,
         )
         if same is None:
-            index.add(problem, vectors)
+            index.add(problem, pictures)
             kept[problem.id] = problem
         else:
             detail = f"{same.id}: picture {same.picture}, question {same.question}"
