@@ -163,7 +163,7 @@ def saved_for_backward(vlm, batch, autocast):
     ("method", "dtype"),
     [("full", "float32"), ("full", "bfloat16"), ("lora", "float32"), ("lora", "bfloat16"), ("qlora", "bfloat16")],
 )
-def test_a_layer_s_activations_are_within_15_percent_of_what_autograd_saves(folders, problems, method, dtype):
+def test_a_layer_s_activations_are_within_2_percent_of_what_autograd_saves(folders, problems, method, dtype):
     rows, width, saved = 2, 300, {}
     for layers in (2, 3):
         weights = "float32" if method == "full" else dtype
@@ -177,7 +177,7 @@ def test_a_layer_s_activations_are_within_15_percent_of_what_autograd_saves(fold
     if method == "full" and dtype == "bfloat16":
         one_layer -= 2 * (sum(tiny_shape(folders()).quantised) // 2)  # autocast's copies of the weights: their own part
     plan = SftPlan(method=method, dtype=dtype, lora_rank=8)
-    assert layer_bytes(plan, tiny_shape(folders()), rows, width) == pytest.approx(one_layer, rel=0.15)
+    assert layer_bytes(plan, tiny_shape(folders()), rows, width) == pytest.approx(one_layer, rel=0.02)
 
 
 def test_recomputing_keeps_one_tensor_a_layer(folders, problems):
@@ -206,6 +206,8 @@ def test_seven_billion_by_hand(seven):
     assert told["weights"] == 2 * outside + in_four_bits * (2048 + 64 + 1) // 4096  # half a byte, 1/64 and 4/(64·256)
     assert told["adapter"] == 4 * 64 * 28 * (2 * 7168 + 2 * 4096 + 3 * 22528) == told["gradients"]
     assert told["optimizer"] == 2 * told["adapter"]
+    sampled = {part.name: part.bytes for part in plan.estimate(seven).parts if part.phase == "rollout"}
+    assert sampled["logits"] == 8 * 152_064 * 60  # three times in float32; probabilities, and their sorting, in double
 
 
 def test_sharding_divides_what_trains_and_adds_an_inference_copy(seven):

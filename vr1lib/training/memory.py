@@ -4,7 +4,7 @@ Parameters are counted, not guessed: the model's own class is built without memo
 keeps beside them is arithmetic over the run's plan: gradients and AdamW's two moments in float32, the key-value cache
 of the rows sampled at once at full length, what backward needs of one micro-batch. Rollout and update take turns, so
 the peak is what always stays plus the larger of the two. Activations follow transformers' decoder layer as autograd
-keeps it (tests hold them within 15 % of what torch saves); the allocator's fragmentation is not in it.
+keeps it (tests hold them within 2 % of what torch saves); the allocator's fragmentation is not in it.
 
 Where a plan is over the limit, `changes_that_fit` looks for the least change: first what only costs time, then what
 changes the model's sight, then how it is trained.
