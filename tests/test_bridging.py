@@ -297,7 +297,7 @@ def test_a_paid_reply_is_on_disk_before_it_is_used(folder):
     store = CallStore(folder / "calls.sqlite")
     known = asyncio.run(store.ask(Script(text="other"), "reasoning", "Why?", (), (), 1))
     assert known.cached and (known.text, known.reasoning, known.cost) == (reply.text, reply.reasoning, reply.cost)
-    assert (store.calls, store.cached, store.spent) == (1, 1, Sum(1, 10, 20, 0, 0.25, 0.5))
+    assert (store.cached, store.ledger.spent) == (1, Sum(1, 10, 20, 0, 0.25, 0.5))
     store.close()
 
 
@@ -495,6 +495,9 @@ def test_a_hostile_server_costs_no_problem_and_the_ledger_is_the_servers_own_cou
     with_usage = sum(dealt[kind] for kind in (*SOUND, "another model"))
     assert book["total"]["prompt_tokens"] == 10 * with_usage
     assert book["total"]["completion_tokens"] == 20 * with_usage
+    store = CallStore(folder / "calls.sqlite")
+    assert store.ledger.as_dict()["total"] == book["total"]
+    store.close()
 
 
 def test_when_nobody_answers_every_problem_is_a_reject(folder):

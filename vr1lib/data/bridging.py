@@ -48,7 +48,7 @@ ANSWER_LEAD = re.compile(r"\b(?:final answer|answer)(?: is|:)\s*:?\s*", re.I)
 NO_REPLY = "no reply"
 LOG_EVERY = 100  # outcomes, or
 LOG_SECONDS = 30.0  # since the last time
-ID_FIRST = re.compile(rb'\{"id": ("(?:[^"\\]|\\.)*")')
+ID_FIRST = re.compile(rb'\{"id": "([^"\\]+)"')
 
 
 @dataclass
@@ -193,7 +193,7 @@ async def bridge_all(
             tell(stopped)
         counts = {"before": before, "repeated": feed.repeated, "cached": calls.cached}
         done = Bridged(
-            outcomes.kept, outcomes.rejected, **counts, stopped=stopped, ledger=calls.ledger(), settings=settings
+            outcomes.kept, outcomes.rejected, **counts, stopped=stopped, ledger=calls.ledger, settings=settings
         )
     finally:
         calls.close()
@@ -275,7 +275,7 @@ def row_ids(path: Path) -> Iterator[str]:
         for number, line in enumerate(file, start=1):
             first = ID_FIRST.match(line)
             try:
-                yield json.loads(first.group(1)) if first else json.loads(line)["id"]
+                yield first.group(1).decode() if first else json.loads(line)["id"]
             except (ValueError, KeyError, TypeError):
                 raise RequestError(f"{path}, line {number}: no row with an 'id'; remove the line") from None
 
@@ -317,17 +317,17 @@ class Progress:
         if step == self.logged:
             return
         self.logged, self.time = step, time.monotonic()
-        spent = self.calls.spent
+        total = self.calls.ledger.as_dict()["total"]
         self.log(
             {
                 "step": step,
                 "cold/kept": self.outcomes.kept,
                 "cold/rejected": self.outcomes.rejected,
-                "teacher/calls": self.calls.calls,
-                "teacher/failed": self.calls.failed,
+                "teacher/calls": total["calls"],
+                "teacher/failed": total["failed"],
                 "teacher/cached": self.calls.cached,
-                "teacher/tokens": spent.prompt_tokens + spent.completion_tokens,
-                "teacher/cost": spent.cost,
+                "teacher/tokens": total["prompt_tokens"] + total["completion_tokens"],
+                "teacher/cost": total["cost"],
             }
         )
 

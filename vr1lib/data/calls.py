@@ -11,9 +11,10 @@ is open: two runs cannot build in one folder.
 import hashlib
 import json
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ WAL_PAGES = 8000  # 32 MB between two checkpoints: each waits for the disk
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS calls (
     key BLOB PRIMARY KEY, purpose TEXT, model TEXT, endpoint TEXT, prompt_tokens INTEGER, completion_tokens INTEGER,
-    estimated INTEGER, cost REAL, seconds REAL, finish TEXT, text TEXT, reasoning TEXT
+    estimated INTEGER, cost REAL, seconds REAL, finish TEXT
 );
+CREATE TABLE IF NOT EXISTS texts (key BLOB PRIMARY KEY, text TEXT, reasoning TEXT);
 CREATE TABLE IF NOT EXISTS failures (
     purpose TEXT, endpoint TEXT, reason TEXT, sent INTEGER, requests INTEGER, prompt_tokens INTEGER,
-    completion_tokens INTEGER, cost REAL, seconds REAL, PRIMARY KEY (purpose, endpoint, reason, sent)
+    completion_tokens INTEGER, estimated INTEGER, cost REAL, seconds REAL, PRIMARY KEY (purpose, endpoint, reason, sent)
 );
 CREATE TABLE IF NOT EXISTS pending (key BLOB PRIMARY KEY, purpose TEXT, model TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
@@ -61,16 +63,20 @@ class Ledger:
     A call is a request that brought a reply. `estimated` of them came without a count of tokens.
     """
 
-    calls: dict[tuple[str, str, str], Sum]
-    failures: dict[tuple[str, str, str, bool], Sum]
+    calls: defaultdict[tuple[str, str, str], Sum] = field(default_factory=lambda: defaultdict(Sum))
+    failures: defaultdict[tuple[str, str, str, bool], Sum] = field(default_factory=lambda: defaultdict(Sum))
+
+    @property
+    def spent(self) -> Sum:
+        """All calls and failures together; a failure may have cost something too."""
+        return sum([*self.calls.values(), *self.failures.values()], Sum())
 
     def as_dict(self) -> dict[str, Any]:
         """`by_purpose`, `failures`, and `total`: its tokens and cost hold what failed requests cost, `requests` is what
         the servers got to see."""
-        calls, failed = sum(self.calls.values(), Sum()), sum(self.failures.values(), Sum())
-        unsent = sum(entry.requests for (*_, sent), entry in self.failures.items() if not sent)
-        total = (calls + failed).as_dict()
-        total["requests"] -= unsent
+        calls, failed = (sum(entry.requests for entry in part.values()) for part in (self.calls, self.failures))
+        total = self.spent.as_dict()
+        total["requests"] -= sum(entry.requests for (*_, sent), entry in self.failures.items() if not sent)
         return {
             "by_purpose": [
                 {"purpose": purpose, "model": model, "endpoint": endpoint, **_as_calls(entry)}
@@ -80,7 +86,7 @@ class Ledger:
                 {"purpose": purpose, "endpoint": endpoint, "reason": reason, "sent": sent, **entry.as_dict()}
                 for (purpose, endpoint, reason, sent), entry in self.failures.items()
             ],
-            "total": {"calls": calls.requests, "failed": failed.requests, **total},
+            "total": {"calls": calls, "failed": failed, **total},
         }
 
 
@@ -110,18 +116,17 @@ class BudgetReached(Exception):
 
 
 class CallStore:
-    """The calls of one run folder. `spent` is what they have cost so far, `cached` how many replies were found here."""
+    """The calls of one run folder. `ledger` is their sum, `cached` how many replies were found here."""
 
     def __init__(self, path: str | Path, budget: Budget = Budget()):
-        self.path, self.budget, self.cached = Path(path), budget, 0
+        self.path, self.budget, self.cached, self.ledger = Path(path), budget, 0, Ledger()
         self._database = sqlite3.connect(self.path, timeout=0.5, isolation_level=None)
         try:
             for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL"):
                 self._database.execute(f"PRAGMA {pragma}")
             self._database.execute(f"PRAGMA wal_autocheckpoint={WAL_PAGES}")
             self._database.executescript(SCHEMA)
-            self._count_killed()
-            ledger = self.ledger()
+            self._sum_up()
         except sqlite3.OperationalError as error:
             self._database.close()
             if "locked" not in str(error):
@@ -134,9 +139,6 @@ class CallStore:
         except sqlite3.DatabaseError as error:
             self._database.close()
             raise RequestError(f"{self.path}: no store of calls ({error}); move it away") from None
-        self.calls = sum(entry.requests for entry in ledger.calls.values())
-        self.failed = sum(entry.requests for entry in ledger.failures.values())
-        self.spent = sum([*ledger.calls.values(), *ledger.failures.values()], Sum())
 
     async def ask(
         self,
@@ -149,46 +151,37 @@ class CallStore:
     ) -> Reply:
         """The stored reply, or a new one, stored before it is returned. Raises NoReply and BudgetReached."""
         settings = teacher.settings(purpose)
-        keys = [call_key(model, settings, prompt, image_sha256, seed) for model in teacher.models]
+
+        def key(model: str) -> bytes:
+            return call_key(model, settings, prompt, image_sha256, seed)
+
         if not teacher.paid:
             reply = await teacher.ask(purpose, prompt, images, seed)
-            self._store(call_key(reply.model, settings, prompt, image_sha256, seed), purpose, reply, with_text=False)
+            self._store(key(reply.model), purpose, reply)
             return reply
-        for key in keys:
-            if known := self._find(key):
+        for model in teacher.models:
+            if known := self._find(key(model)):
                 self.cached += 1
                 return known
-        if reason := self.budget.reached(self.spent):
+        if reason := self.budget.reached(self.ledger.spent):
             raise BudgetReached(reason)
-        self._database.execute("INSERT OR IGNORE INTO pending VALUES (?, ?, ?)", (keys[0], purpose, teacher.models[0]))
+        pending = key(teacher.models[0])
+        self._database.execute("INSERT OR IGNORE INTO pending VALUES (?, ?, ?)", (pending, purpose, teacher.models[0]))
         try:
             reply = await teacher.ask(purpose, prompt, images, seed)
         except NoReply as error:
             with self._transaction():
-                self._add_failures(purpose, error.failures)
-                self._database.execute("DELETE FROM pending WHERE key = ?", (keys[0],))
+                self._store_failures(purpose, error.failures)
+                self._database.execute("DELETE FROM pending WHERE key = ?", (pending,))
             raise
         with self._transaction():
-            self._store(call_key(reply.model, settings, prompt, image_sha256, seed), purpose, reply)
-            self._add_failures(purpose, reply.failures)
-            self._database.execute("DELETE FROM pending WHERE key = ?", (keys[0],))
+            self._store(key(reply.model), purpose, reply)
+            self._database.execute(
+                "INSERT INTO texts VALUES (?, ?, ?)", (key(reply.model), reply.text, reply.reasoning)
+            )
+            self._store_failures(purpose, reply.failures)
+            self._database.execute("DELETE FROM pending WHERE key = ?", (pending,))
         return reply
-
-    def ledger(self) -> Ledger:
-        """Summed anew from the file."""
-        columns = "SUM(prompt_tokens), SUM(completion_tokens)"
-        names = "purpose, endpoint, reason, sent"
-        calls = self._database.execute(
-            f"SELECT purpose, model, endpoint, COUNT(*), {columns}, SUM(estimated), SUM(cost), SUM(seconds) FROM calls "
-            "GROUP BY purpose, model, endpoint ORDER BY MIN(rowid)"
-        )
-        failures = self._database.execute(
-            f"SELECT {names}, SUM(requests), {columns}, 0, SUM(cost), SUM(seconds) FROM failures GROUP BY {names}"
-        )
-        return Ledger(
-            {tuple(row[:3]): Sum(*row[3:]) for row in calls},
-            {(*row[:3], bool(row[3])): Sum(*row[4:]) for row in failures},
-        )
 
     def agree(self, name: str, value: Any) -> None:
         """Hold a setting against what the folder was begun with. Raises RequestError if they differ."""
@@ -206,43 +199,45 @@ class CallStore:
     def _find(self, key: bytes) -> Reply | None:
         row = self._database.execute(
             "SELECT text, reasoning, model, prompt_tokens, completion_tokens, seconds, finish, endpoint, cost, "
-            "estimated FROM calls WHERE key = ?",
+            "estimated FROM calls JOIN texts USING (key) WHERE key = ?",
             (key,),
         ).fetchone()
         return row and Reply(*row[:-1], estimated=bool(row[-1]), cached=True)
 
-    def _store(self, key: bytes, purpose: Purpose, reply: Reply, with_text: bool = True) -> None:
-        texts = (reply.text, reply.reasoning) if with_text else (None, None)
+    def _store(self, key: bytes, purpose: Purpose, reply: Reply) -> None:
         numbers = (reply.prompt_tokens, reply.completion_tokens, int(reply.estimated), reply.cost, reply.seconds)
         new = self._database.execute(
-            "INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (key, purpose, reply.model, reply.endpoint, *numbers, reply.finish, *texts),
+            "INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (key, purpose, reply.model, reply.endpoint, *numbers, reply.finish),
         )
         if new.rowcount:
-            self.calls += 1
-            self.spent += Sum(1, *numbers)
+            self.ledger.calls[purpose, reply.model, reply.endpoint] += Sum(1, *numbers)
 
-    def _add_failures(self, purpose: str, failures: Sequence[Failure]) -> None:
+    def _store_failures(self, purpose: str, failures: Sequence[Failure]) -> None:
         for failure in failures:
-            entry = Sum(1, failure.prompt_tokens, failure.completion_tokens, 0, failure.cost, failure.seconds)
+            name = (purpose, failure.endpoint, failure.reason, failure.sent)
+            numbers = (failure.prompt_tokens, failure.completion_tokens, 0, failure.cost, failure.seconds)
+            self.ledger.failures[name] += Sum(1, *numbers)
             self._database.execute(
-                "INSERT INTO failures VALUES (?, ?, ?, ?, 1, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                "INSERT INTO failures VALUES (?, ?, ?, ?, 1, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
                 "requests = requests + 1, prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
                 "completion_tokens = completion_tokens + excluded.completion_tokens, cost = cost + excluded.cost, "
                 "seconds = seconds + excluded.seconds",
-                (
-                    *(purpose, failure.endpoint, failure.reason, int(failure.sent)),
-                    *(entry.prompt_tokens, entry.completion_tokens, entry.cost, entry.seconds),
-                ),
+                (*name, *numbers),
             )
-            self.failed += 1
-            self.spent += entry
 
-    def _count_killed(self) -> None:
-        self.calls, self.failed, self.spent = 0, 0, Sum()
+    def _sum_up(self) -> None:
+        """The ledger from what lies here; what was pending when the run was killed becomes a failure."""
+        for row in self._database.execute(
+            "SELECT purpose, model, endpoint, COUNT(*), SUM(prompt_tokens), SUM(completion_tokens), SUM(estimated), "
+            "SUM(cost), SUM(seconds) FROM calls GROUP BY purpose, model, endpoint ORDER BY MIN(rowid)"
+        ):
+            self.ledger.calls[row[:3]] = Sum(*row[3:])
+        for row in self._database.execute("SELECT * FROM failures"):
+            self.ledger.failures[(*row[:3], bool(row[3]))] = Sum(*row[4:])
         with self._transaction():
             for purpose, model in self._database.execute("SELECT purpose, model FROM pending").fetchall():
-                self._add_failures(purpose, [Failure(model, KILLED)])
+                self._store_failures(purpose, [Failure(model, KILLED)])
             self._database.execute("DELETE FROM pending")
 
     @contextmanager
