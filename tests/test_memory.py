@@ -221,6 +221,12 @@ def test_sharding_divides_what_trains_and_adds_an_inference_copy(seven):
     assert parts(replace(plan, processes=8).estimate(seven))["gradients"] == 2 * alone["gradients"]  # DDP's buckets
 
 
+def test_a_packed_line_keeps_one_mask_as_wide_as_all_its_rows(seven):
+    plan = SftPlan(dtype="bfloat16", micro_batch_size=4, max_tokens=1000)
+    apart, packed = (parts(each.estimate(seven))["activations"] for each in (plan, replace(plan, packing=True)))
+    assert packed - apart == 28 * 2 * (4000**2 - 4 * 1000**2)  # layers, bytes
+
+
 def test_rollout_and_update_take_turns(seven):
     plan = GrpoPlan(method="qlora", dtype="bfloat16", stages=PTST_PAPER, gradient_checkpointing=True)
     estimate = plan.estimate(seven)

@@ -90,12 +90,15 @@ def test_grpo_is_bit_for_bit_the_same_after_a_rehearsal(folder, problems, method
     same(runs[0][1], runs[1][1])
 
 
-@pytest.mark.parametrize(("method", "dropout"), [("full", 0.0), ("lora", 0.1)])
-def test_sft_is_bit_for_bit_the_same_after_a_rehearsal(folder, rows, tmp_path, method, dropout):
+@pytest.mark.parametrize(("method", "dropout", "packing"), [("full", 0.0, True), ("lora", 0.1, False)])
+def test_sft_is_bit_for_bit_the_same_after_a_rehearsal(folder, rows, tmp_path, method, dropout, packing):
     runs = []
     for on_ready in (None, preflight_sft):
         vlm, metrics = load(folder, method, lora_dropout=dropout), []
-        train_sft(vlm, rows, log=metrics.append, output_dir=tmp_path, batch_size=4, steps=3, on_ready=on_ready)
+        train_sft(
+            vlm, rows, log=metrics.append, output_dir=tmp_path, batch_size=4, steps=3, packing=packing,
+            on_ready=on_ready,
+        )  # fmt: skip
         runs.append((without_times(metrics), weights(vlm), draws()))
     assert runs[0][0] == runs[1][0] and runs[0][2] == runs[1][2]
     same(runs[0][1], runs[1][1])

@@ -354,6 +354,7 @@ class SftPlan(Plan):
     batch_size: int = 32
     micro_batch_size: int = 8
     max_tokens: int = 16384
+    packing: bool = False  # rows in one line, whose mask is as wide as it is long
 
     def at_once(self) -> list[tuple[str, str, list[int]]]:
         share = max(1, self.batch_size // self.processes)
@@ -367,8 +368,10 @@ class SftPlan(Plan):
         return self.batch_size
 
     def estimate(self, shape: Shape) -> Estimate:
-        rows, lowered_by = self.micro_batch_size, ("micro_batch_size", "max_tokens")
-        update = backward_parts(self, shape, rows, self.max_tokens, rows * self.max_tokens, lowered_by)
+        rows, width = self.micro_batch_size, self.max_tokens
+        if self.packing:
+            rows, width = 1, rows * width
+        update = backward_parts(self, shape, rows, width, rows * width, ("micro_batch_size", "max_tokens"))
         return Estimate((*resident_parts(self, shape, reference=False, samples=False), *update))
 
 

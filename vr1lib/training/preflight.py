@@ -257,6 +257,7 @@ def preflight_sft(trainer: SftTrainer) -> Preflight:
         batch_size=order.order.batch_size,
         micro_batch_size=order.micro_batch_size,
         max_tokens=len(longest),
+        packing=trainer.train_dataset.packing,
     )
     guard = Guard(plan, vlm, trainer.accelerator, trainer.optimizer, {})
     with guard.untouched(), guard.watched("update"):
