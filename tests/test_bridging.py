@@ -232,6 +232,15 @@ def test_rejects_among_the_problems_are_written_down_and_a_repeated_id_is_left_o
     assert (again.kept, again.rejected, again.before, again.repeated) == (3, 2, 5, 1)
 
 
+def test_a_teacher_that_is_free_is_asked_again_and_counted_once(tmp_path):
+    several = shapeworld.make_problems(tmp_path, "cold", 5)
+    for _ in range(2):
+        (tmp_path / "cold.jsonl").unlink(missing_ok=True)
+        teacher = ShapeWorldTeacher(several)
+        done = bridge(several, teacher, teacher, tmp_path, seed=0)
+        assert (done.kept, done.cached, done.as_dict()["total"]["calls"]) == (5, 0, 15)
+
+
 # ---------------------------------------------------------------------------------------------------- the ledger, money
 
 
@@ -239,7 +248,8 @@ def test_the_ledger_adds_up_over_kept_and_rejected(folder):
     for number, teacher in enumerate((Script(), Script(text="Final Answer: 6"), Script(pseudo_cot=""))):
         done = bridge([problem(folder, number)], teacher, teacher, folder, seed=0)
     book = json.loads((folder / "ledger.json").read_text(encoding="utf-8"))
-    assert book == done.as_dict()
+    assert book == json.loads(json.dumps(done.as_dict()))
+    assert book["mllm"] == {"models": ["script"], "pseudo_cot": {}, "description": {}, "reasoning": {}}
     assert {row["purpose"]: row["calls"] for row in book["by_purpose"]} == {
         "pseudo_cot": 3,
         "description": 2,
@@ -346,6 +356,14 @@ def test_a_line_that_is_no_row_is_named(folder):
         file.write("nonsense\n")
     with pytest.raises(RequestError, match=r"cold\.jsonl, line 3"):
         bridge(problems(folder, 2), Script(), Script(), folder, seed=0)
+
+
+def test_nothing_is_paid_for_a_picture_that_lies_elsewhere(folder, tmp_path_factory):
+    elsewhere, teacher = tmp_path_factory.mktemp("elsewhere") / "b.png", Script()
+    Image.new("RGB", (28, 28)).save(elsewhere)
+    with pytest.raises(RequestError, match="keep pictures beside the file"):
+        bridge([problem(folder, images=[str(elsewhere)])], teacher, teacher, folder, seed=0)
+    assert not teacher.asked
 
 
 def test_a_folder_that_was_begun_otherwise_is_refused(folder):

@@ -33,6 +33,7 @@ from vr1lib.data.calls import Budget, BudgetReached, CallStore, Ledger
 from vr1lib.data.sources import Reject
 from vr1lib.data.teachers import (
     PROMPT_SHA256,
+    PURPOSES,
     NoReply,
     Purpose,
     Reply,
@@ -41,7 +42,7 @@ from vr1lib.data.teachers import (
     render_prompt,
     teacher_question,
 )
-from vr1lib.records import ColdRow, Problem, RequestError, TeacherCall, first_error, write_jsonl
+from vr1lib.records import ColdRow, Problem, RequestError, TeacherCall, first_error, inside, write_jsonl
 from vr1lib.reward import grade
 
 ANSWER_LEAD = re.compile(r"\b(?:final answer|answer)(?: is|:)\s*:?\s*", re.I)
@@ -69,7 +70,7 @@ class Bridged:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """The ledger with what it takes to read it: prompts, gold shown or not, kept and rejected."""
+        """The ledger with what it takes to read it: prompts, teachers, gold shown or not, kept and rejected."""
         return {
             **self.ledger.as_dict(),
             "prompt_files_sha256": PROMPT_SHA256,
@@ -151,10 +152,10 @@ async def bridge_all(
     With `retry_failed` the problems that were rejected because no reply came are tried again. The ledger is written to
     ledger.json at the end. Raises RequestError if the folder was begun with another seed, prompt or `show_gold`.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     calls = CallStore(folder / "calls.sqlite", budget)
     try:
-        settings = {"seed": seed, "show_gold": show_gold}
+        settings: dict[str, Any] = {"seed": seed, "show_gold": show_gold}
         for name, value in [*settings.items(), ("prompt files", PROMPT_SHA256)]:
             calls.agree(name, value)
         outcomes = Outcomes(folder, retry_failed, tell)
@@ -169,6 +170,8 @@ async def bridge_all(
                 try:
                     outcome = problem
                     if isinstance(problem, Problem):
+                        for image in problem.images:  # before anything is paid for a row that could not be written
+                            inside(folder, image, f"problem {problem.id}")
                         trace = (traces or {}).get(problem.id) or problem.meta.get("trace") or ""
                         outcome = await bridge_problem(problem, mllm, reasoner, calls, seed, show_gold, trace)
                 except BudgetReached as error:
@@ -191,6 +194,8 @@ async def bridge_all(
         progress.log_now()
         if stopped:
             tell(stopped)
+        for name, teacher in (("mllm", mllm), ("reasoner", reasoner)):
+            settings[name] = {"models": teacher.models, **{purpose: teacher.settings(purpose) for purpose in PURPOSES}}
         counts = {"before": before, "repeated": feed.repeated, "cached": calls.cached}
         done = Bridged(
             outcomes.kept, outcomes.rejected, **counts, stopped=stopped, ledger=calls.ledger, settings=settings
