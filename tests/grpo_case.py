@@ -24,7 +24,7 @@ from vr1lib.training.grpo import GrpoSettings, prepare, train_grpo
 
 tqdm.monitor_interval = 0  # no thread of its own: tests fork
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["grpo_case"])  # imported once for all of them, if the server finds it:
+PROCESSES.set_forkserver_preload(["grpo_case", "vr1lib.models.adapters", "torch._dynamo"])  # imported once for all
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(":")])
 
 SETTINGS = GrpoSettings(prompts_per_step=4, learning_rate=1e-3, kl_coefficient=0.1, weight_decay=0.0, rollout_rows=8)
