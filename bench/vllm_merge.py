@@ -18,6 +18,7 @@ import json
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -78,8 +79,13 @@ class Server:
     def ask(self, path: str, body: dict | None = None) -> dict[str, Any]:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.endpoint + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=600) as answer:
-            return json.load(answer)
+        try:
+            with urllib.request.urlopen(request, timeout=600) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            sys.exit(f"{self.endpoint}{path}: {error.code} {error.read().decode(errors='replace')[:300]}")
+        except OSError as error:
+            sys.exit(f"--endpoint {self.endpoint}: no answer ({error}); start the server, or wait until it is ready")
 
     def complete(self, vlm: Vlm, problem: Problem, max_tokens: int) -> dict[str, Any]:
         body = {

@@ -24,6 +24,7 @@ from vr1lib.workbench.params import load_parameters
 from vr1lib.workbench.tracking import read_manifest, start_run
 
 SMALL = dict(hidden_size=64, layers=2, intermediate_size=128, vision_hidden_size=32, vision_depth=1)
+SMALL |= dict(tie_word_embeddings=False)  # tied and untrained, a model repeats its last token for ever
 TEXTS = ["How many red shapes are there? <think> red, blue. </think><answer> Final Answer:2 </answer>"] * 20
 FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "mllama")
 
@@ -103,8 +104,10 @@ def test_a_merged_model_answers_as_the_training_process_did(bases, tmp_path, fam
     again = load_vlm(out)
     assert (again.method, again.base) == ("full", None)
     assert (again.image_spec, again.prompt_spec) == (vlm.image_spec, vlm.prompt_spec)
-    torch.testing.assert_close(logits(again.model, vlm, bases), logits(vlm.model, vlm, bases), rtol=0, atol=2e-4)
-    assert answers(again, bases) == answers(vlm, bases) != answers(load_vlm(bases / family), bases)
+    target = logits(vlm.model, vlm, bases)
+    torch.testing.assert_close(logits(again.model, vlm, bases), target, rtol=0, atol=2e-4)
+    assert (logits(load_vlm(bases / family).model, vlm, bases) - target).abs().max() > 0.02
+    assert answers(again, bases) == answers(vlm, bases)
     assert "quantization" not in (out / "config.json").read_text()
 
 
@@ -281,21 +284,34 @@ def front_and_text(out: Path) -> tuple[dict, str]:
 
 
 def test_the_card_tells_every_run_behind_the_model(bases, begin, home):
-    begin_cold, begin_rl = "20_cold_sft", "30_ptst_grpo"
+    data_run = begin("10_data_building")
+    for name in ("cold", "rl"):
+        (data_run.folder / f"{name}.jsonl").write_text(f"{name}\n")
+        data_run.add_output(data_run.folder / f"{name}.jsonl", "dataset", name)
+    data_run.finish("done: 10_data_building")
     base_run = begin("00_base_model", seed=3)
     base = finished(base_run, lambda folder: build_tiny_vlm(folder, 0, TEXTS, **SMALL))
-    cold_run = begin(begin_cold, run="cold", model="outputs/00_base_model/default/model", method="lora")
+    cold_run = begin("20_cold_sft", run="cold", model="outputs/00_base_model/default/model", method="lora")
     cold_run.add_input(base / "model", "model")
+    cold_run.add_input(data_run.folder / "cold.jsonl", "dataset")
     cold = finished(cold_run, lambda folder: trained(base / "model", folder, "lora"))
-    rl_run = begin(begin_rl, run="rl", seed=11, model="outputs/20_cold_sft/cold/model", method="lora", wandb_group="g")
+    rl_run = begin(
+        "30_ptst_grpo", run="rl", seed=11, model="outputs/20_cold_sft/cold/model", method="lora", wandb_group="g"
+    )
     rl_run.add_input(cold / "model", "model")
+    rl_run.add_input(data_run.folder / "rl.jsonl", "dataset")
     rl = finished(rl_run, lambda folder: save_vlm(load_vlm(cold / "model"), folder))
     front, text = front_and_text(merge(rl, home / "out"))
     assert front["pipeline_tag"] == "image-text-to-text" and "base_model" not in front
     headings = [line[4:] for line in text.splitlines() if line.startswith("### ")]
-    assert headings == ["30_ptst_grpo / rl", "20_cold_sft / cold", "00_base_model / default"]
+    assert headings == [
+        "30_ptst_grpo / rl",
+        "20_cold_sft / cold",
+        "10_data_building / default",
+        "00_base_model / default",
+    ]
     sections = text.split("### ")[1:]
-    for folder, section, seed in zip((rl, cold, base), sections, (11, 0, 3)):
+    for folder, section, seed in zip((rl, cold, data_run.folder, base), sections, (11, 0, 0, 3)):
         manifest = read_manifest(folder)
         assert f"commit `{manifest['git']['commit']}`" in section and f"seed {seed}" in section
         assert f"done: {manifest['stem']}" in section
@@ -337,6 +353,7 @@ def test_a_checkpoint_belongs_to_its_run_and_is_a_parent_by_its_place(bases, beg
     checkpoint = parent.folder / "checkpoints" / "step-000100"
     save(checkpoint / "model")
     front, text = front_and_text(merge(checkpoint, home / "out"))  # the run goes on meanwhile
+    assert "base_model" not in front  # `model: tiny` is no name on the hub
     assert "this model: `checkpoints/step-000100/model`" in text and "- running, " in text
     manifest = {**parent.manifest, "started_at": "2020-01-01T00:00:00+00:00"}
     parent.update(**manifest)

@@ -132,9 +132,8 @@ def answer(
                 return
             token = int(value)
             self.ids.append(token)
-            if token not in vlm.eos_token_ids:
-                self.waiting.append(token)
-                self.tell_waiting(whole=True)
+            self.waiting.append(token)
+            self.tell_waiting(whole=True)
 
         def end(self) -> None:
             self.tell_waiting(whole=False)
