@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -38,9 +39,9 @@ def picture_bytes(colour: str = "red", format: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-def bomb() -> bytes:
-    """A PNG that claims 60,000 × 60,000 pixels and holds next to nothing."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0"))]
+def bomb(side: int = 60_000) -> bytes:
+    """A PNG that claims so many pixels a side and holds next to nothing."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0"))]
     packed = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
@@ -247,6 +248,7 @@ def test_both_files_of_the_released_cold_set_are_read_though_their_schemas_diffe
         ("Final Answer:option C", CHOICES, "C"),
         ("Final Answer:option C.\nAnswer:C", CHOICES, "C"),
         ("Final Answer:C.\nAnswer:C", CHOICES, "C"),
+        ("Final Answer:12\nAnswer:12", "How many?", "12"),
         ("Final Answer:B. 5 cm", CHOICES, "B"),
         ("Final Answer:B (5 cm)", CHOICES, "B"),
         ("Final Answer:(B) 5 cm", "Which? (A) 12 (B) 5 cm", "B"),
@@ -342,12 +344,14 @@ def test_golds_of_the_rl_set_may_be_letters_values_or_tagged_and_rows_may_hold_s
     assert [Path(picture).suffix for picture in problems[2].images] == [".png", ".jpg"]
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_hostile_parquet_row_is_a_reject(tmp_path):
     def held(data: bytes | None, path: str | None = None) -> dict:
         return geometry_row(images=[{"bytes": data, "path": path}])
 
     rows = [
         held(bomb()),
+        held(bomb(11_000)),  # more than we take, less than the library refuses by itself
         held(b""),
         held(b"<html>404</html>"),
         held(picture_bytes()[:40]),
@@ -363,6 +367,7 @@ def test_a_hostile_parquet_row_is_a_reject(tmp_path):
     loaded = load("vision_r1_rl", tmp_path)
     assert reasons(loaded) == [
         "picture too large",
+        "picture too large",
         "picture empty",
         "picture unreadable",
         "picture unreadable",
@@ -372,7 +377,7 @@ def test_a_hostile_parquet_row_is_a_reject(tmp_path):
         "markers and pictures differ",
         "no answer",
     ]
-    assert [p.id for p in loaded.problems] == ["vision_r1_rl-train-10"]
+    assert [p.id for p in loaded.problems] == ["vision_r1_rl-train-11"]
     assert not any(path.stat().st_size > 1000 for path in (tmp_path / "pictures").iterdir())
 
 
@@ -547,10 +552,13 @@ def test_a_file_that_is_no_parquet_is_one_clear_line(tmp_path, content):
 
 def test_a_row_too_long_to_be_data_does_not_fill_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(row_files, "PIECE", 64)
-    monkeypatch.setattr(row_files, "MAX_ROW", 256)
-    (tmp_path / "mulberry_sft.json").write_text('[{"a": "' + "x" * 10_000)
+    monkeypatch.setattr(row_files, "MAX_ROW", 10_000)
+    (tmp_path / "mulberry_sft.json").write_text('[{"a": "' + "x" * 3_000_000)
+    tracemalloc.start()
     with pytest.raises(RequestError, match="not JSON"):
         load("mulberry", tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 500_000
+    tracemalloc.stop()
 
 
 def test_rows_come_one_by_one(tmp_path):
@@ -568,6 +576,15 @@ def test_a_folder_is_recognised_by_its_name_or_its_files(tmp_path, name):
     written(tmp_path / name / "mulberry_sft.json", [mulberry_row("7")])
     assert load(tmp_path / name).problems[0].source == "mulberry"
     assert load(tmp_path / name / "mulberry_sft.json").problems[0].source == "mulberry"
+
+
+def test_a_jsonl_of_conversations_is_its_source_and_any_other_ours(tmp_path):
+    picture(tmp_path / "sqa/train/1/image.png")
+    file = written(tmp_path / "train.jsonl", [llava_row(("How many?", cot("3")))])
+    assert load(file).problems[0].source == "llava_cot"
+    assert load_cold(file).rows[0][1] == cot("3")
+    with pytest.raises(RequestError, match="line 1"):
+        load(written(tmp_path / "test.jsonl", [{"id": "1", "question": "?"}]))
 
 
 def test_a_folder_with_parquet_files_is_told_by_their_columns(tmp_path):

@@ -403,13 +403,13 @@ def rows_of(path: str | Path, scratch: str | Path | None = None) -> Iterator[tup
     are written to `scratch`.
     """
     path = Path(path)
-    if path.suffix == ".jsonl":
-        if not path.is_file():
-            raise RequestError(f"{path}: no such file; give a .jsonl of problems or cold-start rows")
+    if path.suffix == ".jsonl" and not path.is_file():
+        raise RequestError(f"{path}: no such file; give a .jsonl of problems or cold-start rows")
+    found = sources.locate(path)
+    if found.source is None:
         yield from (_record(row, f"{name}", path) for name, row in line_rows(path))
         return
-    found = sources.locate(path)
-    if found.source is not None and found.source.response:
+    if found.source.response:
         yield from sources.iterate_cold(path)
         return
     for outcome in sources.iterate(path, panels=scratch):

@@ -8,7 +8,7 @@ Where a picture is like many of a set, as those of drawn worlds are that differ 
 nothing: then only a picture that is the same in its colours too counts. A question that many of a set ask says as
 little without its picture.
 A question becomes its words and pairs of words, without markers, LaTeX wrappers and punctuation; rare ones
-weigh more. All thresholds are our choice, measured on altered We-Math and MathVision problems (`docs/data.md`).
+weigh more. All thresholds are our choice; `bench/contamination.py` measures them on altered problems.
 """
 
 import math

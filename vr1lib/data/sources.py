@@ -31,7 +31,7 @@ from vr1lib.data.readers.mathvision import MATHVISION, place_markers
 from vr1lib.data.readers.mulberry import MULBERRY
 from vr1lib.data.readers.pictures import SUFFIXES, bytes_sha256, file_name, picture_format
 from vr1lib.data.readers.polymath import POLYMATH
-from vr1lib.data.readers.rows import Place, Reject, RowFault, Source
+from vr1lib.data.readers.rows import Place, Reject, RowFault, Source, file_rows
 from vr1lib.data.readers.scemqa import SCEMQA
 from vr1lib.data.readers.vision_r1_cold import VISION_R1_COLD
 from vr1lib.data.readers.wemath import WEMATH, split_options
@@ -198,7 +198,7 @@ class Found:
 def locate(name_or_path: str | Path, data_root: str | Path | None = None, split: str | None = None) -> Found:
     """What `load` would read. Raises RequestError where there is nothing to read."""
     name, path = str(name_or_path), Path(name_or_path)
-    if path.suffix == ".jsonl":
+    if path.suffix == ".jsonl" and not _holds_conversations(path):
         return Found(None, path, split, [path])
     if name in SOURCES:
         if data_root is None:
@@ -251,6 +251,15 @@ def _recognised_file(path: Path, split: str | None) -> Found:
         if path in source.find(path.parent, split):
             return Found(source, path.parent, split or source.default_split, [path])
     raise RequestError(f"{path}: is called like no file of our sources; name the source and give 'data_root'")
+
+
+def _holds_conversations(path: Path) -> bool:
+    """A .jsonl that is a source's own, not of our records."""
+    if not path.is_file():
+        return False
+    for _, row in file_rows(path):
+        return isinstance(row, dict) and bool(row.keys() & {"conversations", "messages"})
+    return False
 
 
 def _has_polymath_columns(path: Path) -> bool:
