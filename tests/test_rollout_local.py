@@ -68,11 +68,11 @@ NOTHING = torch.tensor([], dtype=torch.long)
 
 
 def test_vision_tokens_are_never_chosen_however_likely():
-    logits = torch.tensor([[0.0, 50.0, 1.0, 60.0]])
-    banned = torch.tensor([1, 3])
+    logits = torch.tensor([[70.0, 0.0, 50.0, 1.0, 60.0]])
+    banned = torch.tensor([0, 2, 4])
     for temperature, chance in [(0, 0.0), *((1.0, number) for number in [0.0, 0.2, 0.5, 0.9, 1 - 2**-53])]:
         chosen, _ = choose(logits, banned, temperature, 1.0, torch.tensor([chance], dtype=torch.float64))
-        assert int(chosen) in (0, 2)
+        assert int(chosen) in (1, 3)
 
 
 def test_the_token_is_the_one_at_which_the_probabilities_pass_the_chance():
@@ -103,6 +103,20 @@ def test_chances_are_a_samples_own_and_a_longer_limit_only_goes_on():
     streams = [tuple(uniforms(seed, number, 4).tolist()) for seed in (1, 2, seed_of(1, "a")) for number in (0, 1)]
     assert len(set(streams)) == 6
     assert seed_of(1, 23) != seed_of(12, 3) and seed_of(0, "a") != seed_of(0, "b")
+
+
+def test_each_token_comes_from_its_own_chance(vlm, problems):
+    """Where all tokens are equally likely, token t is number ⌊u_t · count⌋ of those that may be sampled."""
+    head = vlm.model.lm_head.weight
+    kept, head.data = head.data, torch.zeros_like(head)
+    prompts = [vlm.encode_prompt(problem) for problem in problems[:2]]
+    groups = sample(vlm, prompts, group_size=2, max_completion_tokens=9, seeds=[5, 6])
+    head.data = kept
+    allowed = [token for token in range(len(kept)) if token not in vlm.vision_token_ids]
+    for seed, group in zip([5, 6], groups, strict=True):
+        for number, sampled in enumerate(group):
+            chances = uniforms(seed, number, len(sampled.token_ids)).tolist()
+            assert sampled.token_ids == [allowed[int(chance * len(allowed))] for chance in chances]
 
 
 def ids(groups):
