@@ -90,6 +90,23 @@ def parser() -> argparse.ArgumentParser:
     ask.add_argument("--json", action="store_true", help="print JSON for a program")
     ask.set_defaults(command=ask_model)
 
+    stats = commands.add_parser("stats", help="words of doubt (Table 2) and lengths of the texts in a file of rows")
+    stats.add_argument("file", metavar="FILE", help="cold rows, completions, or a released data set's file or folder")
+    stats.add_argument("--json", action="store_true", help="print JSON for a program")
+    stats.set_defaults(command=count_stats)
+
+    audit = commands.add_parser("audit", help="golds, leaks, and problems that stand in two files")
+    audit.add_argument("file", metavar="FILE", help="problems or cold rows")
+    audit.add_argument("--against", action="append", default=[], metavar="FILE", help="once for each other file")
+    audit.add_argument("--json", action="store_true", help="print JSON for a program")
+    audit.set_defaults(command=audit_rows)
+
+    export = commands.add_parser("export", help="training data in the peers' formats")
+    export.add_argument("file", metavar="FILE", help="cold rows or problems")
+    export.add_argument("--to", required=True, choices=("llama-factory", "easyr1", "hf"))
+    export.add_argument("out", metavar="OUT", help="the new folder")
+    export.set_defaults(command=export_rows)
+
     report = commands.add_parser("report", help="one self-contained HTML page over run folders")
     report.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or STEM/RUN below outputs/")
     report.add_argument("--out", metavar="FILE", help="default: report.html in the first run folder")
@@ -158,6 +175,25 @@ def ask_model(options: argparse.Namespace) -> int:
         temperature=options.temperature,
         as_json=options.json,
     )
+
+
+def count_stats(options: argparse.Namespace) -> int:
+    from vr1lib.analysis.tables import paper_rows
+    from vr1lib.data.audits import stats_command
+
+    return stats_command(options.file, options.json, paper_rows("paper_table2"))
+
+
+def audit_rows(options: argparse.Namespace) -> int:
+    from vr1lib.data.audits import audit_command
+
+    return audit_command(options.file, options.against, options.json)
+
+
+def export_rows(options: argparse.Namespace) -> int:
+    from vr1lib.data.exports import export_command
+
+    return export_command(options.file, options.to, options.out)
 
 
 def find_run(run: str) -> Path:

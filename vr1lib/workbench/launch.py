@@ -39,7 +39,7 @@ def launch(
     params = load_parameters(stem, files, [*overrides, *named])
     if resume:
         if "resume" not in type(params).model_fields:
-            raise RequestError(f"--resume: {stem} keeps no checkpoints; run it again without it")
+            raise RequestError(f"--resume: {stem} is done anew; run it without")
         earlier = project_root() / "outputs" / stem / params.run / "params.yaml"
         files = [*([earlier] if earlier.exists() else []), *files]  # a resumed run keeps its parameters
         params = load_parameters(stem, files, [*overrides, *named, ("resume", "true")])

@@ -31,6 +31,7 @@ PLAIN_TYPES = (bool, int, float, str, list, tuple, dict, type(None))
 
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
+EndpointFields = dict[str, str | int | float | list[str] | None]  # an endpoint's fields
 Stage = Annotated[list[Count], Field(min_length=3, max_length=3)]
 
 
@@ -90,8 +91,17 @@ class BaseModelParameters(Parameters):
 class DataBuildingParameters(Parameters):
     """10_data_building: cold-start rows by modality bridging (Section 3.3.1), RL problems and held-out problems."""
 
+    resume: bool = Field(
+        False, description="Go on with the run of this name: no paid call is repeated (`vr1 run … --resume`)."
+    )
     sources: list[Text] = Field(
-        ["shapeworld"], min_length=1, description="shapeworld, wemath, mathvision, or .jsonl files of problems."
+        ["shapeworld"],
+        min_length=1,
+        description="shapeworld, data sets by name (docs/data.md), folders, hub ids, or .jsonl files of problems; "
+        "dealt out by the shares below.",
+    )
+    rl_sources: list[Text] = Field(
+        [], description="Data sets for GRPO alone, in whole (paper, Section 4.1: five of them); [] for none."
     )
     data_root: str | None = Field(None, description="Folder of the original data sets, for sources given by name.")
     limit: int | None = Field(None, ge=1, description="Take at most this many problems per source; null for all.")
@@ -106,11 +116,32 @@ class DataBuildingParameters(Parameters):
     cold_problems: int = Field(1600, ge=1, description="ShapeWorld problems for the cold start (paper: 200K).")
     rl_problems: int = Field(1500, ge=1, description="ShapeWorld problems for GRPO (paper: about 10K, Section 4.1).")
     test_problems: int = Field(600, ge=1, description="ShapeWorld problems never trained on; our choice.")
-    teacher: Literal["scripted", "reference"] = Field(
-        "scripted",
-        description="scripted knows ShapeWorld's scenes. reference, for any source, copies the data set's solution or "
-        "restates the gold: it exercises the plumbing, teaches no reasoning and does not reproduce the paper's data.",
+    deduplicate: bool = Field(
+        False, description="Of RL problems that are the same (pictures alike, question and gold equal) keep one; ours."
     )
+    pass_rates: str | None = Field(
+        None, description="A model's graded completions (.jsonl) of the RL problems; null: no choice by difficulty."
+    )
+    lowest_pass_rate: float = Field(0.0, ge=0, le=1, description="RL problems solved no more often are left out; ours.")
+    highest_pass_rate: float = Field(
+        1.0, ge=0, le=1, description="RL problems solved no less often are left out; ours."
+    )
+    teacher: Literal["scripted", "reference", "endpoints"] = Field(
+        "scripted",
+        description="endpoints: the models below, as in the paper. scripted knows ShapeWorld's scenes. reference, for "
+        "any source, copies the data set's solution or restates the gold: plumbing, no reasoning.",
+    )
+    mllm: list[EndpointFields] = Field(
+        [], description="Endpoints of the model that sees: url, model, prices, concurrency, api_key_env (docs/data.md)."
+    )
+    reasoner: list[EndpointFields] = Field([], description="Endpoints of the model that reasons (paper: DeepSeek-R1).")
+    show_gold: bool = Field(
+        True, description="Show the teachers the right answer for the pseudo-CoT (paper: silent; its sources did)."
+    )
+    in_flight: int = Field(64, ge=1, le=4096, description="Problems in the making at once; our choice.")
+    token_budget: int | None = Field(None, ge=1, description="Tokens after which the run stops, to go on later.")
+    cost_budget: float | None = Field(None, gt=0, description="Money after which it stops, in the prices' currency.")
+    retry_failed: bool = Field(False, description="Ask again for problems that got no reply; with resume.")
     repeat_probability: float = Field(0.5, ge=0, le=1, description="Scripted: chance of one more pass; our choice.")
     slip_probability: float = Field(1 / 3, ge=0, le=1, description="Scripted: chance of a slip in it; our choice.")
     max_passes: int = Field(6, ge=1, le=20, description="Scripted: most passes over a picture; our choice.")

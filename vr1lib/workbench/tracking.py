@@ -31,22 +31,17 @@ from PIL import Image
 
 import vr1lib
 from vr1lib.records import Graded, Problem, RequestError, open_image, write_jsonl
-from vr1lib.workbench.params import Parameters, load_parameters, project_root
+from vr1lib.workbench.params import Parameters, TrainingParameters, load_parameters, project_root
 
 LAUNCHED = "VR1_RUN_FOLDER"  # set by `vr1 run`: the folder it has claimed for the kernel
 THUMBNAIL_PIXELS = 128  # longest side of a picture in a W&B table
 TABLE_ROWS = 32  # completions per W&B table, evenly spaced; completions.jsonl holds them all
 ARTIFACT_BYTES = 100 * 2**20  # larger outputs go to W&B as a reference with their sha256
 ARTIFACT_FILES = 200
-CHANGEABLE = {
-    "resume",
-    "wandb_mode",
-    "rdzv_endpoint",
-    "checkpoint_every",
-    "checkpoints_kept",
-    "max_bad_steps",
-    "preflight",
-}
+CHANGEABLE = set(  # parameters that a resumed run may have anew: none of them changes what comes out
+    "resume wandb_mode rdzv_endpoint checkpoint_every checkpoints_kept max_bad_steps preflight "
+    "mllm reasoner in_flight token_budget cost_budget retry_failed".split()
+)
 WANDB_MODES = ("disabled", "offline", "online")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "numpy", "papermill", "wandb")
 
@@ -193,9 +188,9 @@ active: Run | None = None
 def start_run(stem: str, params: Parameters) -> Run:
     """Claim outputs/STEM/RUN, write its manifest, and watch the notebook's cells: one that raises fails the run.
 
-    With `resume` among the parameters an earlier run there goes on instead: `run.resume_from` is its newest whole
-    checkpoint, or None if it has none yet and starts anew. A run of this process that is still open is closed as
-    interrupted.
+    With `resume` among the parameters an earlier run there goes on instead; if it trains, `run.resume_from` is its
+    newest whole checkpoint, or None if it has none yet and starts anew. A run of this process that is still open is
+    closed as interrupted.
     """
     global active
     if active is not None:
@@ -206,7 +201,7 @@ def start_run(stem: str, params: Parameters) -> Run:
     else:
         manifest, lock = claim_folder(stem, params)
     active = Run(stem, params, folder, manifest, lock)
-    if getattr(params, "resume", False):
+    if isinstance(params, TrainingParameters) and params.resume:
         active.go_back()
     atexit.register(active.close_at_exit)
     watch_cells(active.after_cell)
