@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="training data in the peers' formats")
     export.add_argument("file", metavar="FILE", help="cold rows or problems")
-    export.add_argument("--to", required=True, choices=("llama-factory", "easyr1", "hf"))
+    export.add_argument("--to", required=True, choices=("llama-factory", "easyr1", "verl", "hf"))
     export.add_argument("out", metavar="OUT", help="the new folder")
     export.set_defaults(command=export_rows)
 
