@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,15 +135,14 @@ def build(folder: Path, count: int) -> dict:
     }
 
 
-def killed(folder: Path, url: str, count: int, kills: int) -> dict:
+def killed(folder: Path, url: str, count: int, kills: int, seen: Callable[[], int]) -> dict:
     """Kill and resume a run against the stub until it was killed `kills` times, then let it finish."""
     dice, done = random.Random(0), 0
     while done < kills:
+        before = seen()
         run = subprocess.Popen([sys.executable, __file__, "--run", url, str(folder), str(count)])
-        store = folder / "calls.sqlite"
-        before = store.stat().st_mtime_ns if store.exists() else 0
-        while run.poll() is None and (not store.exists() or store.stat().st_mtime_ns == before):
-            time.sleep(0.01)
+        while run.poll() is None and seen() == before:
+            time.sleep(0.02)
         time.sleep(dice.uniform(0, 1.0))
         run.send_signal(signal.SIGKILL)
         done += run.wait() == -signal.SIGKILL
@@ -202,10 +201,17 @@ def main() -> None:
             report["resume"] = apart(build, folders["problems"], options.problems)
             report["resume"]["cold_jsonl_mb"] = round((folders["problems"] / "cold.jsonl").stat().st_size / 2**20)
         if options.kills:
+
+            def say() -> dict:
+                here.send("say")
+                return here.recv()
+
             here.send("count")
-            report["kills"] = killed(folders["kills"], url, 250 * options.kills, options.kills)
-            here.send("say")
-            report["kills"] |= here.recv()
+            count = 150 * options.kills  # of which a run does at most 107 in the second it may have
+            report["kills"] = killed(
+                folders["kills"], url, count, options.kills, lambda: say()["requests_the_stub_saw"]
+            )
+            report["kills"] |= say()
     here.send("end")
     stub.join()
     print(json.dumps(report, indent=2) if options.json else in_words(report))
