@@ -23,7 +23,7 @@ from vr1lib.data.audits import (
     stats,
     table_2,
 )
-from vr1lib.data.near_duplicates import Fingerprint, Index, fingerprint, question_words
+from vr1lib.data.near_duplicates import Fingerprint, Index, _background, fingerprint, question_words
 from vr1lib.records import ColdRow, Problem, RequestError, write_jsonl
 
 
@@ -281,6 +281,44 @@ def test_a_question_without_its_picture_is_found_by_its_words_unless_its_numbers
         )
         == []
     )
+
+
+def test_a_long_question_with_one_other_number_is_another_problem(tmp_path):
+    problems = [planted_problem(tmp_path, seed) for seed in range(20)]
+    index = Index(problem.model_copy(update={"images": []}) for problem in problems)
+    same = problems[3].model_copy(update={"images": []})
+    other = same.model_copy(update={"question": re.sub(r"(\d+) points", r"1\1 points", same.question)})
+    assert [match.id for match in index.matches(same)] == ["p3"] and other.question != same.question
+    assert index.matches(other) == []
+
+
+def test_a_wide_margin_around_a_picture_does_not_hide_it(tmp_path):
+    problem = planted_problem(tmp_path, 1)
+    page = Image.new("RGB", (420, 300), "white")
+    page.paste(Image.open(problem.images[0]), (180, 90))
+    page.save(tmp_path / "page.png")
+    other = problem.model_copy(update={"images": [str(tmp_path / "page.png")], "question": "Look at this one."})
+    one, two = (
+        fingerprint(problem.images[0]).shape.reshape(4, -1),
+        fingerprint(tmp_path / "page.png").shape.reshape(4, -1),
+    )
+    assert [round(float(4 * a @ b)) for a, b in zip(one, two)] == [0, 1, 0, 1]  # whole, trimmed, of ink and of edges
+    same_words = other.model_copy(update={"question": problem.question})
+    assert Index([problem]).matches(same_words)
+
+
+def test_the_background_is_the_most_frequent_colour():
+    pixels = np.zeros((10, 10, 3), dtype=np.float32)
+    pixels[:6] = 250
+    assert _background(pixels).tolist() == [250, 250, 250]
+
+
+def test_the_likest_of_a_problems_pictures_counts(tmp_path):
+    problem = planted_problem(tmp_path, 1)
+    alike = altered(problem, tmp_path, 5).images[0]
+    for images in ([problem.images[0], alike], [alike, problem.images[0]]):
+        two = problem.model_copy(update={"id": "two", "images": images})
+        assert [match.picture for match in Index([two]).matches(problem)] == [1.0]
 
 
 def test_one_of_several_pictures_is_enough(tmp_path):

@@ -60,7 +60,7 @@ def test_of_the_same_problem_the_first_stays_though_its_picture_was_altered(tmp_
         problem("a", [first], LONG),
         problem("same", [inverted], LONG.replace("how long", "How long")),
         problem("other picture", [other], LONG),
-        problem("other question", [first], "Which angle of the triangle is the largest one in degrees?"),
+        problem("other question", [first], "In the triangle ABC the side AB is 5 cm long; what is the area in cm²?"),
         problem("other gold", [first], LONG, "6"),
     ]
     kept, rejects = deduplicate(rows)
