@@ -23,7 +23,15 @@ from vr1lib.data.audits import (
     stats,
     table_2,
 )
-from vr1lib.data.near_duplicates import Fingerprint, Index, _background, fingerprint, question_words
+from vr1lib.data.near_duplicates import (
+    SAME_QUESTION,
+    Fingerprint,
+    Index,
+    _background,
+    fingerprint,
+    question_grams,
+    question_words,
+)
 from vr1lib.records import ColdRow, Problem, RequestError, write_jsonl
 
 
@@ -285,11 +293,13 @@ def test_a_question_without_its_picture_is_found_by_its_words_unless_its_numbers
 
 def test_a_long_question_with_one_other_number_is_another_problem(tmp_path):
     problems = [planted_problem(tmp_path, seed) for seed in range(20)]
-    index = Index(problem.model_copy(update={"images": []}) for problem in problems)
-    same = problems[3].model_copy(update={"images": []})
+    story = " Its walls get a bright varnish that dries within days under warm evening winds from the nearby lake."
+    same = problems[3].model_copy(update={"images": [], "question": problems[3].question + story})
+    index = Index([problem.model_copy(update={"images": []}) for problem in problems if problem.id != "p3"] + [same])
     other = same.model_copy(update={"question": re.sub(r"(\d+) points", r"1\1 points", same.question)})
     assert [match.id for match in index.matches(same)] == ["p3"] and other.question != same.question
     assert index.matches(other) == []
+    assert index._likeness(question_grams(other.question), index.ids.index("p3")) > SAME_QUESTION  # but for the number
 
 
 def test_a_wide_margin_around_a_picture_does_not_hide_it(tmp_path):
