@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from vr1lib.models.tiny import TINY_FAMILIES as FAMILIES
 from vr1lib.models.tiny import build_tiny_vlm
 from vr1lib.models.vlm import load_vlm
 from vr1lib.records import RequestError
@@ -24,6 +25,7 @@ from vr1lib.training.checkpoint import (
     newest_checkpoint,
     read_state,
     save_trained,
+    trained_parameters,
 )
 from vr1lib.training.optimizers import MuonWithAdamW
 
@@ -142,6 +144,26 @@ def test_a_run_that_started_from_an_adapter_goes_on_from_its_policy_not_its_star
     assert all(torch.equal(weights[name], policy[name]) for name in policy)
     assert all(torch.equal(weights[name.replace(".default.", ".start.")], cold[name]) for name in cold)
     assert not all(torch.equal(cold[name], policy[name]) for name in policy)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_comes_back_under_its_own_names(tmp_path, family):
+    build_tiny_vlm(tmp_path / "tiny", 0, ["one two three"], family=family, **SMALL)
+
+    def started():
+        vlm = load_vlm(tmp_path / "tiny", train_vision=True)
+        return vlm, torch.optim.AdamW(trained_parameters(vlm).values()), Accelerator(cpu=True)
+
+    vlm, optimizer, accelerator = started()
+    for parameter in trained_parameters(vlm).values():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    folder = checkpoints(tmp_path / "checkpoints").save(1, vlm, optimizer, accelerator, {})
+    again = started()
+    load_checkpoint(folder, *again)
+    expected, weights = trained_parameters(vlm), trained_parameters(again[0])
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+    assert again[1].state_dict()["state"].keys() == set(range(len(expected)))
 
 
 def test_record_tells_step_score_specifications_and_more(tiny, tmp_path):

@@ -328,6 +328,16 @@ def test_packed_lines_hold_a_step_within_the_tokens_of_the_longest_micro_batch()
         assert all(sum(order.lengths[row] for row in line) <= 2 * 10 for line in packed)
 
 
+@pytest.mark.parametrize("most", [0.25, 0.0])
+def test_gradient_is_clipped_to_its_norm_unless_that_is_0_and_told_unclipped(world, tmp_path, most):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", every=0)
+    *_, [metrics] = train(world, tmp_path, steps=1, max_gradient_norm=most, checkpoints=checkpoints)
+    moments = load_file(checkpoints.newest() / "optimizer.safetensors")
+    first = torch.cat([value.flatten() for name, value in moments.items() if name.endswith(".exp_avg")])
+    assert metrics["grad_norm"] > 1
+    assert first.norm().item() == pytest.approx(0.1 * (most or metrics["grad_norm"]), rel=1e-4)  # 1 − β₁ = 0.1
+
+
 def test_batch_that_does_not_divide_is_refused(world, tmp_path):
     with pytest.raises(RequestError, match="batch_size = 8 is no multiple of micro_batch_size = 3"):
         train(world, tmp_path, batch_size=8, micro_batch_size=3)

@@ -21,7 +21,11 @@ from vr1lib.models.vlm import load_vlm
 from vr1lib.training.checkpoint import newest_checkpoint
 
 SMALL = {"hidden_size": 32, "layers": 2, "heads": 2, "key_value_heads": 1, "intermediate_size": 64, "vision_depth": 1}
-LOADS = {"vision": {"train_vision": True}, "lora": {"method": "lora", "lora_rank": 2}, "packed": {"train_vision": True}}
+LOADS = {
+    "vision": {"train_vision": True},
+    "lora": {"method": "lora", "lora_rank": 2, "gradient_checkpointing": True},
+    "packed": {"train_vision": True, "gradient_checkpointing": True},
+}
 # 7 rows: a step of 6, and one of a single row that cannot go round two processes
 SETTINGS = {"epochs": 2, "batch_size": 6, "micro_batch_size": 1, "learning_rate": 1e-2, "warmup_ratio": 0.0}
 ASIDE = ("seconds", "time/data", "time/update", "tokens_per_second", "memory/rss_gib", "memory/vram_gib")
@@ -119,7 +123,7 @@ def together(world, tmp_path_factory):
             job(folder, f"{sharding}-resumed", every=2, resume_from=str(saved), **more),
             job(folder, f"{sharding}-poisoned", poison=([2], 1), **more),
             job(folder, f"{sharding}-lora", **{**more, "load": LOADS["lora"]}),
-            job(folder, f"{sharding}-packed", **{**more, "settings": {**more["settings"], "packing": True}}),
+            job(folder, f"{sharding}-packed", settings={**more["settings"], "packing": True}, load=LOADS["packed"]),
         ]
     rows = [(problem.model_dump(), response) for problem, response in rows]
     (folder / "task.json").write_text(json.dumps({"model": str(model), "rows": rows, "jobs": jobs}))
