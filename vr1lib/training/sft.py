@@ -23,7 +23,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -40,7 +39,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from vr1lib.data import sources
 from vr1lib.data.sources import Reject
 from vr1lib.models.vlm import IGNORED_LABEL, EncodedRow, Vlm, collate_rows
-from vr1lib.records import ColdRow, Problem, RequestError, read_jsonl
+from vr1lib.records import Problem, RequestError
 from vr1lib.training.bad_steps import write_json
 from vr1lib.training.checkpoint import Checkpoints, load_checkpoint, load_generators, read_state
 from vr1lib.training.grpo import memory_metrics
@@ -81,12 +80,13 @@ def load_rows(
 ) -> tuple[list[tuple[Problem, str]], list[Reject]]:
     """Rows to train on, (problem, response), and those of the source that could not be read.
 
-    `data` is a JSONL of ColdRow, or a source by name, found below `data_root`. A source has no chain of thought: its
-    response is the bare gold answer: a baseline without CoT.
+    `data` is a JSONL of ColdRow, or a source: by name, found below `data_root`, a folder or a hub id. Vision-R1-cold,
+    LLaVA-CoT and Mulberry bring their responses; of another source it is the bare gold answer, a baseline without CoT.
     """
-    if Path(data).suffix == ".jsonl":
-        rows = [(row, row.response) for row in islice(read_jsonl(data, ColdRow), limit)]
-        return rows, []
+    source = sources.locate(data, data_root).source
+    if source is None or source.response is not None:
+        loaded = sources.load_cold(data, data_root, limit=limit)
+        return loaded.rows, loaded.rejects
     loaded = sources.load(data, data_root, limit=limit)
     rows = [(problem, f"<answer> Final Answer:{problem.answer} </answer>") for problem in loaded.problems]
     return rows, loaded.rejects

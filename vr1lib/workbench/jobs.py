@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from vr1lib.data import shapeworld, sources
-from vr1lib.data.endpoints import Endpoint, Endpoints
+from vr1lib.data.endpoints import Endpoint, Endpoints, Sampling
 from vr1lib.data.sources import Loaded, Reject
 from vr1lib.data.teachers import ReferenceTeacher, ShapeWorldTeacher, Teacher
 from vr1lib.models.images import read_image_spec
@@ -97,7 +97,11 @@ def load_policy(params: TrainingParameters, folder: Path, texts: Sequence[str] =
 def load_teachers(params: DataBuildingParameters, problems: Sequence[Problem]) -> tuple[Teacher, Teacher]:
     """Who sees and who reasons: one embedded teacher for both, or the endpoints of two models."""
     if params.teacher == "endpoints":
-        return endpoints(params.mllm, "mllm"), endpoints(params.reasoner, "reasoner")
+        extra = {} if params.send_seed else {"seed": None}
+        seeing = Sampling(params.mllm_temperature, max_tokens=params.mllm_max_tokens, extra=extra)
+        reasoning = Sampling(params.reasoner_temperature, max_tokens=params.reasoner_max_tokens, extra=extra)
+        sampling = {"pseudo_cot": seeing, "description": seeing, "reasoning": reasoning}
+        return endpoints(params.mllm, "mllm", sampling), endpoints(params.reasoner, "reasoner", sampling)
     if params.teacher == "reference":
         voice = ReferenceTeacher(problems)
     else:
@@ -106,7 +110,7 @@ def load_teachers(params: DataBuildingParameters, problems: Sequence[Problem]) -
     return voice, voice
 
 
-def endpoints(rows: Sequence[dict[str, Any]], key: str) -> Endpoints:
+def endpoints(rows: Sequence[dict[str, Any]], key: str, sampling: dict[str, Sampling]) -> Endpoints:
     """The endpoints of one model. Raises RequestError for a field that is missing or unknown, or none at all."""
     if not rows:
         raise RequestError(f"{key} = []: teacher 'endpoints' needs at least one, such as {{url: …/v1, model: NAME}}")
@@ -124,7 +128,7 @@ def endpoints(rows: Sequence[dict[str, Any]], key: str) -> Endpoints:
         except (TypeError, ValueError):
             raise RequestError(f"{where}: a price that is no number; give it per million tokens") from None
         found.append(Endpoint(**{**row, **prices, "answers_as": tuple(row.get("answers_as") or ())}))
-    return Endpoints(found)
+    return Endpoints(found, sampling)
 
 
 def many(params: TrainingParameters) -> bool:

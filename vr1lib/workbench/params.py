@@ -135,6 +135,11 @@ class DataBuildingParameters(Parameters):
         [], description="Endpoints of the model that sees: url, model, prices, concurrency, api_key_env (docs/data.md)."
     )
     reasoner: list[EndpointFields] = Field([], description="Endpoints of the model that reasons (paper: DeepSeek-R1).")
+    mllm_temperature: float = Field(0.0, ge=0, le=2, description="Its temperature; what is seen needs no chance; ours.")
+    mllm_max_tokens: int = Field(4096, ge=1, description="Its longest reply, in tokens; our choice.")
+    reasoner_temperature: float = Field(0.6, ge=0, le=2, description="The reasoner's (DeepSeek-R1's own: 0.6).")
+    reasoner_max_tokens: int = Field(16384, ge=1, description="Its longest reply (the cold start's cut-off: 16384).")
+    send_seed: bool = Field(True, description="Send each call's seed along; some servers don't take one.")
     show_gold: bool = Field(
         True, description="Show the teachers the right answer for the pseudo-CoT (paper: silent; its sources did)."
     )
