@@ -200,6 +200,13 @@ def test_filters_drop_every_planted_fault_and_nothing_else(tmp_path):
     assert len(set(teacher.planted.values())) == 8 and len(rejects) > 100
 
 
+def test_without_the_gold_no_teacher_is_told_it(folder):
+    teacher = Script(text="Final Answer: 31415", reasoning="I count and count.", description="A pile.")
+    done = bridge([problem(folder, answer="31415")], teacher, teacher, folder, seed=0, show_gold=False)
+    assert done.kept == 1 and done.as_dict()["show_gold"] is False
+    assert len(teacher.asked) == 3 and not any("31415" in prompt for _, prompt, _ in teacher.asked)
+
+
 def test_a_notebooks_own_event_loop_is_not_in_the_way(folder):
     logged = []
 

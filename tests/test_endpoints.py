@@ -97,6 +97,12 @@ def test_reasoning_is_found_wherever_a_server_puts_it(body, text, reasoning):
     assert (reply.text, reply.reasoning) == (text, reasoning)
 
 
+def test_a_reply_cut_at_its_length_says_so_and_any_other_end_is_an_end():
+    for finish, known in (("length", "length"), ("stop", "stop"), ("tool_calls", "stop"), (None, "stop")):
+        with ChatServer(in_turn(Answer(chat("5", finish=finish)))) as server:
+            assert ask(server.url).finish == known
+
+
 def test_thinking_is_split_at_the_first_closing_tag():
     assert split_thinking("<think>a</think>b</think>c") == ("a", "b</think>c")
     assert split_thinking("No thinking.") == ("", "No thinking.")
@@ -234,6 +240,19 @@ def test_a_failing_endpoint_rests_while_the_others_work():
         replies = asyncio.run(calls(limits))
     assert all(reply.text == "Fine." for reply in replies) and good.seen == 20
     assert bad.seen == sum(len(reply.failures) for reply in replies)
+
+
+def test_a_call_that_failed_goes_elsewhere_even_where_more_are_waiting():
+    with ChatServer(in_turn(Answer(b"", 500))) as bad, ChatServer(in_turn(Answer(chat("Fine."), delay=0.1))) as good:
+
+        async def calls():
+            limits = replace(QUICK, attempts=2, timeout=10)
+            teacher = Endpoints([Endpoint(bad.url, "m"), Endpoint(good.url, "m")], {}, limits)
+            await asyncio.gather(*(teacher.ask("pseudo_cot", "Why?", (), seed) for seed in range(12)))
+            await teacher.close()
+
+        asyncio.run(calls())
+    assert bad.seen > 0 and good.seen == 12
 
 
 def test_endpoints_take_turns():

@@ -53,6 +53,11 @@ ENGLISH = "So the total of all the red cells is 5, and we are done. Et al. says 
         (ENGLISH + "Donc nous avons une somme pour le total.", "How many?", "French"),
         (ENGLISH + "Entonces el total es una suma que da cinco.", "How many?", "Spanish"),
         ("Donc nous avons une somme pour le total.", "Quelle est la somme, et pour quel le total ?", None),
+        (
+            "The sign says 'das ist nicht', and that is not in the question, so we go on as if it has no use.",
+            "Why?",
+            None,
+        ),
         ("The café Le Monde is on the Rue de la Paix.", "How many?", None),
     ],
 )
