@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,7 +170,10 @@ def in_group(function, rank: int, processes: int, port: int, arguments: tuple, o
 
 
 def run_in_processes(function, *arguments, processes: int = 1, **options) -> list[int]:
-    """Run a function of a module in fresh processes, as one group if there are several; returns their exit codes."""
+    """Run a function of a module in fresh processes, as one group if there are several; returns their exit codes.
+
+    Processes that wait for each other for ever are ended after two minutes.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -179,6 +183,10 @@ def run_in_processes(function, *arguments, processes: int = 1, **options) -> lis
     ]
     for process in group:
         process.start()
+    until = time.monotonic() + 120
     for process in group:
-        process.join()
+        process.join(max(0.0, until - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()
     return [process.exitcode for process in group]
