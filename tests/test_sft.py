@@ -255,15 +255,22 @@ def test_logits_are_never_in_float32_all_at_once_and_the_loss_stays(monkeypatch)
         torch.manual_seed(0)
         logits = torch.randn(2, 41, 100, dtype=torch.bfloat16).requires_grad_()
         labels = torch.randint(0, 100, (2, 50)).masked_fill(torch.rand(2, 50) < 0.3, -100)
-        with Tally() as tally:
+        kept = []
+
+        def keep(tensor):
+            kept.append(tensor.numel() if tensor.dtype == torch.float32 else 0)
+            return tensor
+
+        with Tally() as tally, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = assistant_loss(SimpleNamespace(logits=logits), labels, 7)
             loss.backward()
-        return loss, logits.grad, tally.largest
+        return loss, logits.grad, tally.largest, sum(kept)
 
     whole, chunked = loss_and_gradient(2**26), loss_and_gradient(1000)
     assert whole[0].item() == pytest.approx(chunked[0].item(), rel=1e-6)
     assert torch.equal(whole[1], chunked[1])
     assert (whole[2], chunked[2]) == (2 * 40 * 100, 2 * 5 * 100)
+    assert chunked[3] < 10 < 2 * 40 * 100 <= whole[3]
 
 
 # ------------------------------------------------------------------------------------------------------------ training
