@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vr1lib.benchmarks.extraction import Wanted
+from vr1lib.benchmarks.extraction import Wanted, answer_block, said_text
 from vr1lib.benchmarks.files import At, Published, Row, json_or_file_rows
 from vr1lib.records import Problem, RequestError
 
@@ -23,6 +23,7 @@ NAME = "dynamath"
 HUB = "DynaMath/DynaMath_Sample"
 PATTERNS = ("trial*/dataset.json", "data/sample_variant*.parquet", "sample_variant*.parquet")
 TOLERANCE = 0.001
+MAX_NUMBER = 200  # characters
 _INSTRUCTIONS = {
     "multiple choice": "Provide the corresponding choice option in the 'short answer' key, such as 'A', 'B', 'C', or "
     "'D'.",
@@ -89,7 +90,10 @@ def wanted(problem: Problem) -> Wanted:
 
 
 def own_form(response: str) -> str | None:
-    """The `short answer` of a response in the JSON form that the official prompt asks for."""
+    """The `short answer` of a response in the JSON form that the official prompt asks for, or a number it says."""
+    said = said_text(answer_block(response) or response)
+    if number(said) is not None:
+        return said
     start, end = response.find("{"), response.rfind("}")
     if not 0 <= start < end:
         return None
@@ -119,9 +123,11 @@ def is_right(extraction: Any, problem: Problem) -> bool:
 
 def number(text: str) -> float | None:
     """A decimal, the first word of "12 cm", or a multiple of π; None for anything else."""
-    words = text.replace("\\pi", "π").replace("$", "").split()
+    if len(text) > MAX_NUMBER:
+        return None
+    words = re.sub(r"[\s*]*(?:\\?pi\b|π)", "π", text.replace("$", "")).split()
     factor, pi, rest = (words[0] if words else "").partition("π")
-    if rest or (len(words) > 1 and words[1] == "π"):
+    if rest:
         return None
     try:
         value = float(factor) if factor else float(bool(pi))

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any, Literal, NamedTuple, get_args
 
 from vr1lib.answers import grade_answer
-from vr1lib.benchmarks import dynamath, mathvista
+from vr1lib.benchmarks import chartqa, dynamath, hallusionbench, mathverse, mathvista, mme, mmmath, mmstar
 from vr1lib.benchmarks.extraction import authors_text, extract, final_answer
 from vr1lib.benchmarks.predictions import Prediction, in_phrases, match, read_predictions
 from vr1lib.records import Problem, RequestError
@@ -27,7 +27,9 @@ from vr1lib.reward import parse_completion
 
 Protocol = Literal["official", "strict", "authors"]
 Share = Callable[[Sequence[bool]], dict[str, Any]]
-BENCHMARKS: dict[str, ModuleType] = {module.NAME: module for module in (mathvista, dynamath)}
+BENCHMARKS: dict[str, ModuleType] = {
+    module.NAME: module for module in (mathvista, mathverse, mmmath, dynamath, mmstar, chartqa, mme, hallusionbench)
+}
 
 
 def score(
@@ -134,7 +136,7 @@ def score_command(
     protocol: Protocol = "official",
     interval: Callable[[list[float]], Any] | None = None,
 ) -> int:
-    """`vr1 score`: prints a table or the JSON, writes the JSON into the file `out`; what does not fit goes to stderr."""
+    """`vr1 score`: prints a table or the JSON, writes the JSON into the file `out`; stderr says what does not fit."""
     scores = score(benchmark, predictions, data, protocol=protocol, strict=strict, interval=interval)
     content = json.dumps(scores, indent=4, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
     if out:
