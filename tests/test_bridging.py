@@ -13,9 +13,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from chat_server import HANG, Answer, ChatServer, chat, prompt_of, step_of
 from PIL import Image
 
-from tests.chat_server import HANG, Answer, ChatServer, chat, prompt_of, step_of
 from vr1lib.data import shapeworld
 from vr1lib.data.bridging import assemble, bridge, bridge_problem, call_seed, stated_answer
 from vr1lib.data.calls import KILLED, Budget, CallStore, Sum, call_key

@@ -11,9 +11,9 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
+from chat_server import HANG, Answer, ChatServer, chat
 from PIL import Image
 
-from tests.chat_server import HANG, Answer, ChatServer, chat
 from vr1lib.data.endpoints import Endpoint, Endpoints, Limits, Sampling, data_url, retry_after, split_thinking
 from vr1lib.data.teachers import NoReply, TeacherStopped
 from vr1lib.records import RequestError
