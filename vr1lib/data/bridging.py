@@ -153,6 +153,7 @@ async def bridge_all(
     ledger.json at the end. Raises RequestError if the folder was begun with another seed, prompt or `show_gold`.
     """
     folder = Path(folder).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
     calls = CallStore(folder / "calls.sqlite", budget)
     try:
         settings: dict[str, Any] = {"seed": seed, "show_gold": show_gold}

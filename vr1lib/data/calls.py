@@ -102,7 +102,11 @@ class Budget:
     tokens: int | None = None
     cost: float | None = None
 
-    def reached(self, spent: Sum) -> str | None:
+    def reached(self, ledger: Ledger) -> str | None:
+        """Why no more may be spent, if so."""
+        if self == Budget():
+            return None
+        spent = ledger.spent
         tokens = spent.prompt_tokens + spent.completion_tokens
         if self.tokens is not None and tokens >= self.tokens:
             return f"the budget of {self.tokens:,} tokens is spent ({tokens:,})"
@@ -151,22 +155,19 @@ class CallStore:
     ) -> Reply:
         """The stored reply, or a new one, stored before it is returned. Raises NoReply and BudgetReached."""
         settings = teacher.settings(purpose)
-
-        def key(model: str) -> bytes:
-            return call_key(model, settings, prompt, image_sha256, seed)
-
+        keys = {model: call_key(model, settings, prompt, image_sha256, seed) for model in teacher.models}
         if not teacher.paid:
             reply = await teacher.ask(purpose, prompt, images, seed)
-            self._store(key(reply.model), purpose, reply)
+            self._store(keys[reply.model], purpose, reply)
             return reply
-        for model in teacher.models:
-            if known := self._find(key(model)):
+        for key in keys.values():
+            if known := self._find(key):
                 self.cached += 1
                 return known
-        if reason := self.budget.reached(self.ledger.spent):
+        if reason := self.budget.reached(self.ledger):
             raise BudgetReached(reason)
-        pending = key(teacher.models[0])
-        self._database.execute("INSERT OR IGNORE INTO pending VALUES (?, ?, ?)", (pending, purpose, teacher.models[0]))
+        model, pending = next(iter(keys.items()))
+        self._database.execute("INSERT OR IGNORE INTO pending VALUES (?, ?, ?)", (pending, purpose, model))
         try:
             reply = await teacher.ask(purpose, prompt, images, seed)
         except NoReply as error:
@@ -175,10 +176,9 @@ class CallStore:
                 self._database.execute("DELETE FROM pending WHERE key = ?", (pending,))
             raise
         with self._transaction():
-            self._store(key(reply.model), purpose, reply)
-            self._database.execute(
-                "INSERT INTO texts VALUES (?, ?, ?)", (key(reply.model), reply.text, reply.reasoning)
-            )
+            key = keys[reply.model]
+            self._store(key, purpose, reply)
+            self._database.execute("INSERT INTO texts VALUES (?, ?, ?)", (key, reply.text, reply.reasoning))
             self._store_failures(purpose, reply.failures)
             self._database.execute("DELETE FROM pending WHERE key = ?", (pending,))
         return reply
