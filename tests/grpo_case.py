@@ -32,9 +32,13 @@ SETTINGS = GrpoSettings(prompts_per_step=4, learning_rate=1e-3, kl_coefficient=0
 
 
 def make_case(folder: Path, tie_word_embeddings: bool = False) -> Path:
-    """Six problems (the last without a picture) in problems.jsonl, and a model whose samples differ in model/."""
+    """Six problems in problems.jsonl, and a model whose samples differ in model/.
+
+    Three have long questions and no picture: they come last in an update, and leave the vision tower out.
+    """
     problems = make_problems(folder, "rl", 6, grid_sizes=(2, 3))
-    problems[5] = problems[5].model_copy(update={"images": []})
+    for problem in problems[1::2]:
+        problem.images, problem.question = [], " ".join([problem.question] * 8)
     write_jsonl(folder / "problems.jsonl", problems)
     build_tiny_vlm(
         folder / "untrained", 0, [f"{p.question}\n{write_base_cot(p)}" for p in problems], vocabulary_size=320,

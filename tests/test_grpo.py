@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from grpo_case import SETTINGS, graded_by, make_case, odd_bytes, problems_of
 from safetensors.torch import load_file
 
-from vr1lib.models.vlm import load_vlm
+from vr1lib.models.vlm import load_vlm, save_vlm
 from vr1lib.records import Problem, RequestError
 from vr1lib.schedule import Schedule, Stage
 from vr1lib.training import grpo, logprobs, rollouts
@@ -274,13 +274,18 @@ def test_under_an_adapter_the_reference_is_the_adapter_switched_off(case, proble
     assert moved and all("lora" in name for name in moved)
 
 
-def test_the_reference_has_no_dropout(case, problems):
+def test_the_reference_has_no_dropout(case, problems, tmp_path):
     torch.manual_seed(0)
     vlm = load_vlm(case / "model", method="lora", lora_rank=4, lora_dropout=0.5)
+    for name, weight in vlm.model.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(std=0.1)
+    save_vlm(vlm, tmp_path)
+    vlm = load_vlm(tmp_path)  # goes on with an adapter, so that the reference has one too
     session = prepare(vlm, replace(PLAIN, kl_coefficient=0.1))
     rows = rolled_out(session, problems[:2])
     state = torch.get_rng_state()
-    grpo.add_reference_logprobs(session, rows, rows[0])
+    grpo.add_reference_logprobs(session, rows)
     assert torch.equal(torch.get_rng_state(), state) and vlm.model.training
     assert torch.cat([row.reference_logprobs for row in rows]).tolist() == pytest.approx(
         [value for row in rows for value in row.sampled.logprobs], abs=1e-4

@@ -23,7 +23,6 @@ import psutil
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from vr1lib.answers import grade_answer
@@ -264,11 +263,9 @@ def accumulate_gradients(
 
 
 def gradients_held_back(session: Session) -> AbstractContextManager:
-    """Under DDP gradients need to meet only once an update, unless some rows leave weights out (the vision tower: rows
-    without pictures), which DDP can't tell of rows before the last. Shards meet each time, or they'd be held whole."""
-    model = session.vlm.model
-    may_wait = isinstance(model, DistributedDataParallel) and not model.find_unused_parameters
-    return session.accelerator.no_sync(model) if may_wait else nullcontext()
+    """Under DDP gradients need to meet only once an update; shards meet each time, or they would be held whole."""
+    held_back = session.settings.sharding == "none"
+    return session.accelerator.no_sync(session.vlm.model) if held_back else nullcontext()
 
 
 def add_reference_logprobs(session: Session, rollouts: Sequence[Rollout], spare: Rollout | None = None) -> None:
