@@ -77,16 +77,18 @@ def wanted(problem: Problem) -> Wanted:
 
 
 def boxes(text: str) -> list[str]:
-    r"""The contents of every \boxed{…} that is closed, in order."""
-    found, end = [], 0
-    for match in re.finditer(r"\\boxed\s*\{", text):
-        depth, place = 1, match.end()
-        while place < len(text) and depth:
-            depth += (text[place] == "{") - (text[place] == "}")
-            place += 1
-        if not depth and match.start() >= end:
-            found.append(text[match.end() : place - 1].strip())
-            end = place
+    r"""The contents of the outermost \boxed{…} that are closed, in order."""
+    found: list[str] = []
+    starts: list[int | None] = []  # of every open brace: where its box's content begins, None for a plain one
+    inside = 0
+    for match in re.finditer(r"\\boxed\s*\{|[{}]", text):
+        if match[0] != "}":
+            starts.append(None if match[0] == "{" else match.end())
+            inside += match[0] != "{"
+        elif starts and (start := starts.pop()) is not None:
+            inside -= 1
+            if not inside:
+                found.append(text[start : match.start()].strip())
     return found
 
 
