@@ -159,7 +159,7 @@ def test_the_official_query_has_hint_question_unit_and_choices(data, by_id):
         "Question: Question 1?\nChoices:\n(A) 135°\n(B) 140°\n(C) 145°\n(D) 150°"
     )
     assert mathvista.query(by_id["3"]).startswith(
-        "Hint: Please answer the question requiring a floating-point number with one decimal place and provide the final"
+        "Hint: Please answer the question requiring a floating-point number with one decimal place and provide the"
     )
 
 
