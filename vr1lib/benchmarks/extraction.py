@@ -2,10 +2,12 @@
 
 MathVista and others let a language model take the answer out of a response; these rules stand in for it, so that a
 score needs no judge and is the same tomorrow. In order: our own answer block, a box, MathVista's published shortcuts
-(the response is a choice or a number), then what a sentence says. Against the answers that GPT-4 took out of MathVista's
-published outputs they agree on 93 % of GPT-4's own worked solutions and 88 % of LLaVAR's short sentences; what differs is
-mostly a guess where no answer is said (`scoring.disagreements` lists it). The words of a refusal ("cannot be determined") are
-given back as they are, for MathVista's rule reads a choice out of any text.
+(the response is a choice or a number), then what a sentence says. A refusal gives words ("N/A"), for MathVista's rule
+reads a choice out of any text.
+
+Against the answers that a language model took out of MathVista's published outputs they agree on 93 % of GPT-4's worked
+solutions and 88 % of LLaVAR's short sentences; most of what differs is a guess where the response says no answer
+(`scoring.disagreements` lists it).
 """
 
 import re

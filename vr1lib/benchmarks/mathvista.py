@@ -3,9 +3,8 @@
 The paper's main table: ALL, and GEO, ARI, GPS, MWP. Its "ARI" is captioned "algebraic reasoning" while MathVista's ARI
 is arithmetic; the printed numbers fit ALG, so both readings are given. Scored by MathVista's own rule: an extracted
 answer is normalised (a letter in brackets, else the choice of smallest edit distance; whole and rounded numbers), and
-is right if it is then the gold's very text. It is the rule of the published code's last version: some of the published
-score files are of an earlier one, for which "4.0" is no whole number, or of earlier skill labels. Predictions are named
-by `pid`.
+is right if it is then the gold's very text. It is the published code's last version: some published score files are of
+an earlier one, for which "4.0" is no whole number, or of earlier skill labels. Predictions are named by `pid`.
 """
 
 import re
