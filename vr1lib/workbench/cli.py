@@ -90,6 +90,16 @@ def parser() -> argparse.ArgumentParser:
     ask.add_argument("--json", action="store_true", help="print JSON for a program")
     ask.set_defaults(command=ask_model)
 
+    score = commands.add_parser("score", help="predictions of a benchmark, scored offline by its own published rule")
+    score.add_argument("benchmark", metavar="BENCHMARK", help="mathvista, mathverse, mmmath, dynamath, mmstar, …")
+    score.add_argument("predictions", metavar="PREDICTIONS.jsonl", help="rows {id, response, extraction?, variant?}")
+    score.add_argument("--data", required=True, metavar="PATH", help="the benchmark's folder or file, as published")
+    score.add_argument("--out", metavar="FILE", help="where the scores go as JSON")
+    score.add_argument("--protocol", choices=("official", "strict", "authors"), default="official")
+    score.add_argument("--strict", action="store_true", help="refuse predictions that are missing, twice or unknown")
+    score.add_argument("--json", action="store_true", help="print JSON for a program")
+    score.set_defaults(command=score_predictions)
+
     stats = commands.add_parser("stats", help="words of doubt (Table 2) and lengths of the texts in a file of rows")
     stats.add_argument("file", metavar="FILE", help="cold rows, completions, or a released data set's file or folder")
     stats.add_argument("--json", action="store_true", help="print JSON for a program")
@@ -174,6 +184,22 @@ def ask_model(options: argparse.Namespace) -> int:
         max_tokens=options.max_tokens,
         temperature=options.temperature,
         as_json=options.json,
+    )
+
+
+def score_predictions(options: argparse.Namespace) -> int:
+    from vr1lib.analysis.statistics import accuracy_interval
+    from vr1lib.benchmarks.scoring import score_command
+
+    return score_command(
+        options.benchmark,
+        options.predictions,
+        options.data,
+        options.out,
+        options.strict,
+        options.json,
+        protocol=options.protocol,
+        interval=accuracy_interval,
     )
 
 
