@@ -160,7 +160,7 @@ def test_the_page_shows_prompts_golds_and_parts(folder, problems):
     assert [prompt["id"] for prompt in found.prompts] == [problem.id for problem in problems[:3]]
     first = found.prompts[0]
     assert problems[0].question in first["text"] and "<|image_pad|>×" in first["text"]
-    assert first["images"] == [str(image) for image in problems[0].images]
+    assert first["images"] == [os.path.relpath(image) for image in problems[0].images]
     assert json.loads(json.dumps(found.to_dict()))["parts"][0]["name"] == "weights"
     page = "\n".join(found.lines())
     assert "KV cache" in page and "at most" in page and "6 of 7" in page and problems[0].question in page

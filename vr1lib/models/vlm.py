@@ -27,6 +27,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from vr1lib.models.families import FAMILIES, SPECIAL_TOKEN, Family, family_of, split_marks
 from vr1lib.models.images import (
@@ -429,7 +430,8 @@ def save_vlm(vlm: Vlm, folder: str | Path, weights: dict[str, torch.Tensor] | No
     folder.mkdir(parents=True, exist_ok=True)
     model = extract_model_from_parallel(vlm.model)
     if vlm.method == "full":
-        model.save_pretrained(folder, state_dict=weights)
+        with no_bars():
+            model.save_pretrained(folder, state_dict=weights)
     else:
         from vr1lib.models.adapters import save_adapter
 
@@ -457,6 +459,18 @@ def _movable(base: str, folder: Path) -> str:
     folder = folder.resolve()
     shared = Path(base).is_absolute() and Path(os.path.commonpath([base, folder]))
     return os.path.relpath(base, folder) if shared and "outputs" in shared.parts else base
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Inside, transformers draws no progress bars: a checkpoint's would break up training's own."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _write_json(path: Path, value: dict) -> None:

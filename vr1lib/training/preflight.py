@@ -424,7 +424,7 @@ def shown(vlm: Vlm, problem: Problem) -> dict[str, Any]:
     return {
         "id": problem.id,
         "text": text,
-        "images": [str(image) for image in problem.images],
+        "images": [os.path.relpath(image) for image in problem.images],
         "answer": problem.answer,
     }
 
