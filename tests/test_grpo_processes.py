@@ -55,7 +55,7 @@ def test_lora(case, tmp_path_factory, spread):
 @pytest.mark.parametrize("spread", SHARDING)
 def test_unequal_micro_batches_several_updates_and_refills(tied, tmp_path_factory, spread):
     compare(
-        tied, tmp_path_factory.getbasetemp() / "unequal", spread, stages=((30, 6, 2),), updates_per_step=2,
+        tied, tmp_path_factory.getbasetemp() / "unequal", spread, stages=((30, 5, 2),), updates_per_step=2,
         micro_batch_tokens=200,
         dynamic_sampling_refills=2, mask_truncated=True, temperature=1.5, loss="gspo", kl_coefficient=0.02,
     )  # fmt: skip
