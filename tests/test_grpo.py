@@ -124,8 +124,15 @@ def test_groups_that_agree_leave_the_policy_alone(vlm, problems):
 
 
 def test_learning_rate_warms_up_by_the_step_and_then_stays(vlm, problems):
-    rows = run(vlm, problems, [(3, 2, 4)], replace(PLAIN, warmup_steps=2, learning_rate=0.5))
-    assert [row["learning_rate"] for row in rows[1:]] == [0.25, 0.5, 0.5, 0.5]
+    session = prepare(vlm, replace(PLAIN, warmup_steps=2, learning_rate=0.5))
+    told, used = [], []
+
+    def log(row):
+        told.append(row.get("learning_rate"))
+        used.append(session.optimizer.param_groups[0]["lr"])
+
+    train_grpo(session, problems, Schedule([(3, 2, 4)]), log=log)
+    assert told[1:] == used[1:] == [0.25, 0.5, 0.5, 0.5]
 
 
 def test_evaluation_comes_first_last_and_every_so_many_steps(vlm, problems):
@@ -199,8 +206,9 @@ def test_micro_batches_hold_every_row_once_within_the_budget(vlm, problems):
         assert len(batch) == 1 or len(batch) * (prompt + completion) <= 150
 
 
-def test_recomputed_logprobs_equal_the_sampled_ones(vlm, problems):
-    session = prepare(vlm, PLAIN)
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+def test_recomputed_logprobs_equal_the_sampled_ones(vlm, problems, temperature):
+    session = prepare(vlm, replace(PLAIN, temperature=temperature))
     rows = rolled_out(session, problems)
     metrics, _ = gradients_after(session, rows)
     assert metrics["logprob_gap"] < 1e-5
@@ -229,6 +237,7 @@ def test_several_updates_per_step_use_every_rollout_once_and_leave_ratio_one(vlm
     assert [len(part) for part in updates] == [6, 6, 6]
     assert sorted(id(row) for part in updates for row in part) == sorted(map(id, rows))
     assert metrics["logprob_gap"] > 1e-4  # later parts meet a policy that has moved on
+    assert metrics["clip/low"] + metrics["clip/high"] > 0
 
 
 def test_the_named_losses_come_with_their_published_defaults(vlm):

@@ -180,8 +180,6 @@ def update_policy(
     for part in range(parts):
         rows = [row for row in rollouts if (row.draw + row.graded.sample) % parts == part]
         metrics = accumulate_gradients(session, rows, max_completion_tokens, spare or rollouts[0])
-        if not metrics:
-            continue
         parameters = [parameter for parameter in session.vlm.model.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
         metrics["grad_norm"] = float(whole(norm))
@@ -218,16 +216,14 @@ def is_sound(metrics: dict[str, float]) -> bool:
 def accumulate_gradients(
     session: Session, rollouts: Sequence[Rollout], max_completion_tokens: int, spare: Rollout | None = None
 ) -> dict[str, float]:
-    """Loss and gradients of one update's rows, in micro-batches; weights stay as they are.
+    """Loss and gradients of one update's rows, in micro-batches; weights stay as they are. Returns its loss metrics.
 
-    Returns the update's metrics; none if no row of any process has a loss.
+    If no row of any process has a loss there is no gradient either, and an optimizer step would change nothing.
     """
     settings, accelerator, vlm = session.settings, session.accelerator, session.vlm
     with_loss = [row for row in rollouts if row.has_loss]
     counts = torch.tensor([sum(len(row.sampled.token_ids) for row in with_loss), len(rollouts)])
     total_tokens, total_rows = sums_over_processes(counts, accelerator)
-    if not total_tokens:
-        return {}
     on_policy = settings.updates_per_step == 1  # the policy that sampled is the one updated: its log-probs are the old
     batches = equal_micro_batches(session, with_loss, spare or rollouts[0])
     sums = torch.zeros(len(SUMS), dtype=torch.float64, device=accelerator.device)
