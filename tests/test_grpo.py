@@ -16,7 +16,7 @@ from vr1lib.records import Problem, RequestError
 from vr1lib.schedule import Schedule, Stage
 from vr1lib.training import grpo, logprobs, rollouts
 from vr1lib.training.grpo import prepare, roll_out, train_grpo
-from vr1lib.training.processes import TrainingStopped
+from vr1lib.training.processes import TrainingStopped, accelerator_for
 
 STAGE = Stage(max_completion_tokens=10, group_size=3, steps=1)
 PLAIN = replace(SETTINGS, prompts_per_step=2, kl_coefficient=0.0)
@@ -387,3 +387,9 @@ def test_a_bad_update_ends_its_step_and_the_next_one_starts_clean(vlm, problems,
         session, problems, Schedule([(6, 4, 2)]), log=lambda row: (rows.append(row), steps_seen.append(row["step"]))
     )
     assert [row.get("bad_steps") for row in rows] == [None, 1, 1] and rows[2]["grad_norm"] < 1e3
+
+
+def test_a_kernel_may_train_again_in_another_number_type():
+    model = torch.nn.Linear(2, 2)
+    for bfloat16 in (False, True, False):
+        assert accelerator_for(model, "none", bfloat16).mixed_precision == ("bf16" if bfloat16 else "no")

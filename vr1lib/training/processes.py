@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
-from accelerate.state import PartialState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -29,6 +29,8 @@ SEEING = re.compile(r"vis(ual|ion)|cross_attn|multi_modal")  # parameters that a
 def accelerator_for(model: torch.nn.Module, sharding: Sharding, bfloat16: bool = False) -> Accelerator:
     """This process's Accelerator for `model`, not prepared yet. `bfloat16` computes in bf16 over float32 weights."""
     plugin = sharding_plugin(model, bfloat16) if sharding == "fsdp2" else None
+    if "WORLD_SIZE" not in os.environ:
+        AcceleratorState._reset_state(reset_partial_state=True)  # a kernel may train again, in another number type
     seeing = [parameter for name, parameter in model.named_parameters() if SEEING.search(name)]
     unused = any(parameter.requires_grad for parameter in seeing)
     accelerator = Accelerator(
