@@ -14,11 +14,11 @@ from test_rl_set import drawing
 from vr1lib.analysis.tables import paper_rows
 from vr1lib.data import audits
 from vr1lib.data.audits import (
+    TextCounts,
     audit,
     audit_leaks,
     count_word,
     count_words,
-    length_distribution,
     mentions,
     stats,
     table_2,
@@ -49,9 +49,11 @@ def test_words_are_counted_whole_and_as_substrings_whatever_their_case():
 
 
 def test_lengths_are_in_words():
-    lengths = length_distribution(["a b", "a", "a b c", ""])
-    assert lengths == {"texts": 4, "mean": 1.5, "median": 1.5, "p90": 2.7, "max": 3.0}
-    assert length_distribution([])["texts"] == 0
+    counts = TextCounts()
+    for text in ["a b", "a", "a b c", ""]:
+        counts.add(text)
+    assert counts.as_dict()["lengths"] == {"texts": 4, "mean": 1.5, "median": 1.5, "p90": 2.7, "max": 3.0}
+    assert TextCounts().as_dict()["lengths"]["texts"] == 0
 
 
 def test_a_stated_gold_is_a_leak_and_a_mentioned_one_is_told_apart():

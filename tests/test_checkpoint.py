@@ -75,8 +75,8 @@ def trained_weights(vlm):
     return {name: value.detach().clone() for name, value in vlm.model.named_parameters() if value.requires_grad}
 
 
-def checkpoints(folder, told=None, **settings):
-    return Checkpoints(folder, **{"every": 1, "tell": [].append if told is None else told.append, **settings})
+def checkpoints(folder, **settings):
+    return Checkpoints(folder, **{"every": 1, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -218,10 +218,10 @@ def copy_of(saved, tmp_path):
 def test_newest_whole_checkpoint_is_found(tiny, tmp_path):
     assert newest_checkpoint(tmp_path / "none", print) is None
     vlm, optimizer, accelerator = prepared(tiny)
-    made = checkpoints(tmp_path, told := [])
+    made, told = checkpoints(tmp_path), []
     for step in (999_999, 1_000_000):
         folder = made.save(step, vlm, optimizer, accelerator, {})
-    assert made.newest() == folder == tmp_path / "step-1000000"
+    assert newest_checkpoint(made.folder, told.append) == folder == tmp_path / "step-1000000"
     assert told == []
 
 
@@ -256,8 +256,8 @@ def test_foreign_folders_are_passed_over_with_a_line_and_left_alone(tiny, saved,
     folder = copy_of(saved, tmp_path)
     (folder / "step-ten").mkdir()
     (folder / "notes.txt").write_text("mine")
-    made = checkpoints(folder, told := [])
-    assert made.newest() == folder / "step-000002"
+    made, told = checkpoints(folder), []
+    assert newest_checkpoint(made.folder, told.append) == folder / "step-000002"
     assert [line.split(": ")[1] for line in told] == ["not a checkpoint; passed over"] * 2
     made.save(3, *prepared(tiny), {})
     assert (folder / "step-ten").is_dir()
@@ -287,10 +287,10 @@ def test_saving_again_replaces_what_an_abandoned_future_left(tiny, tmp_path):
     (tmp_path / "step-000006.writing").mkdir()
     flip_a_bit(tmp_path / "step-000006" / "optimizer.safetensors")
     flip_a_bit(tmp_path / "step-000004" / "optimizer.safetensors")
-    assert made.newest() == tmp_path / "step-000002"
+    assert newest_checkpoint(made.folder, print) == tmp_path / "step-000002"
     made.save(4, *session, {"life": 2})
     assert steps_in(tmp_path) == [2, 4]
-    assert read_state(made.newest())["state"] == {"life": 2}
+    assert read_state(newest_checkpoint(made.folder, print))["state"] == {"life": 2}
 
 
 def test_due_every_so_many_steps_and_after_the_last():
@@ -313,8 +313,8 @@ def test_killed_while_saving_leaves_the_checkpoint_before(tiny, tmp_path, place,
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL
-    made = checkpoints(tmp_path, told := [])
-    assert made.newest() == tmp_path / "step-000001"
+    made, told = checkpoints(tmp_path), []
+    assert newest_checkpoint(made.folder, told.append) == tmp_path / "step-000001"
     assert told == [f"{tmp_path / 'step-000002.writing'}: half-written (its run was stopped while saving); passed over"]
     made.save(2, *prepared(tiny), {})
     assert steps_in(tmp_path) == [1, 2]

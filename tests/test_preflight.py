@@ -309,7 +309,7 @@ from vr1lib.records import Problem, read_jsonl
 from vr1lib.schedule import Schedule
 from vr1lib.training.grpo import GrpoSettings, prepare, train_grpo
 from vr1lib.training.preflight import preflight_grpo
-from vr1lib.training.processes import whole
+from vr1lib.models.inference_copy import whole
 
 folder, problems, out = sys.argv[1:]
 problems, schedule, told = list(read_jsonl(problems, Problem)), Schedule([(6, 2, 2)]), []

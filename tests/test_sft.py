@@ -17,7 +17,7 @@ from vr1lib.models.tiny import build_tiny_vlm
 from vr1lib.models.vlm import load_vlm
 from vr1lib.records import ColdRow, Problem, RequestError, write_jsonl
 from vr1lib.training import sft
-from vr1lib.training.checkpoint import Checkpoints, gathered_moments, read_state, trained_parameters
+from vr1lib.training.checkpoint import Checkpoints, gathered_moments, newest_checkpoint, read_state, trained_parameters
 from vr1lib.training.processes import TrainingStopped
 from vr1lib.training.sft import (
     MicroBatches,
@@ -339,7 +339,7 @@ def test_packed_lines_hold_a_step_within_the_tokens_of_the_longest_micro_batch()
 def test_gradient_is_clipped_to_its_norm_unless_that_is_0_and_told_unclipped(world, tmp_path, most):
     checkpoints = Checkpoints(tmp_path / "checkpoints", every=0)
     *_, [metrics] = train(world, tmp_path, steps=1, max_gradient_norm=most, checkpoints=checkpoints)
-    moments = load_file(checkpoints.newest() / "optimizer.safetensors")
+    moments = load_file(newest_checkpoint(checkpoints.folder, print) / "optimizer.safetensors")
     first = torch.cat([value.flatten() for name, value in moments.items() if name.endswith(".exp_avg")])
     assert metrics["grad_norm"] > 1
     assert first.norm().item() == pytest.approx(0.1 * (most or metrics["grad_norm"]), rel=1e-4)  # 1 − β₁ = 0.1
@@ -513,7 +513,7 @@ def halted_and_resumed(world, tmp_path, load, after, **settings):
 
     with pytest.raises(Halt):
         train_sft(load_vlm(world[0], **load), world[1], log=halt, checkpoints=checkpoints, **settings)
-    newest = checkpoints.newest()
+    newest = newest_checkpoint(checkpoints.folder, print)
     vlm, logged = load_vlm(world[0], **load), logged[: read_state(newest)["step"]]
     torch.rand(100)  # another process has drawn other random numbers
     result = train_sft(vlm, world[1], log=logged.append, checkpoints=checkpoints, resume_from=newest, **settings)
@@ -545,7 +545,7 @@ def test_resumed_run_goes_on_bit_for_bit_within_and_between_epochs(world, tmp_pa
 def test_run_resumed_from_its_last_checkpoint_has_nothing_left_to_do(world, tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", every=0)
     vlm, first, _ = train(world, tmp_path, steps=3, checkpoints=checkpoints)
-    again, result, logged = train(world, tmp_path, steps=3, resume_from=checkpoints.newest())
+    again, result, logged = train(world, tmp_path, steps=3, resume_from=newest_checkpoint(checkpoints.folder, print))
     assert logged == []
     assert (result.steps, result.epochs, result.losses) == (first.steps, first.epochs, first.losses)
     assert all(torch.equal(one, other) for one, other in zip(vlm.model.parameters(), again.model.parameters()))
@@ -558,7 +558,7 @@ def test_checkpoint_of_other_rows_is_refused_in_one_line(world, tmp_path, change
     lengths = sorted(len(load_vlm(world[0]).encode_row(*row)) for row in world[1])
     change = {"max_tokens": lengths[-2]} if "max_tokens" in change else change
     with pytest.raises(RequestError, match="made from other rows, batch_size or seed; resume with the same ones"):
-        train(world, tmp_path, steps=2, resume_from=checkpoints.newest(), **change)
+        train(world, tmp_path, steps=2, resume_from=newest_checkpoint(checkpoints.folder, print), **change)
 
 
 def test_sharding_needs_several_processes(world, tmp_path):

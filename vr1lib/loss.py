@@ -251,6 +251,3 @@ def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> tup
         # entr(p) = −p log p and 0 at p = 0: a banned token adds nothing instead of NaN
         entropies = torch.special.entr(all_logprobs.exp()).sum(dim=-1)
     return logprobs, entropies
-
-
-chunk_logprobs = token_logprobs

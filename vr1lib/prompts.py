@@ -9,6 +9,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from vr1lib.records import Problem, RequestError
 
@@ -31,7 +32,12 @@ class PromptSpec:
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return spec_sha256(self)
+
+
+def spec_sha256(spec: Any) -> str:
+    """The hash that a specification (a dataclass of plain values) goes by."""
+    return hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode()).hexdigest()
 
 
 def prompt_parts(problem: Problem, spec: PromptSpec = PromptSpec()) -> list[str | Path]:

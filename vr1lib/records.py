@@ -5,6 +5,7 @@ thought (Section 3.3 of the paper). Files are UTF-8 JSONL, one object a line. In
 a file they are relative to the file's folder and may not leave it, so a run folder can be moved or published whole.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -160,6 +161,12 @@ def write_image(image: Image.Image, path: Path) -> None:
     new = path.with_name(f".{os.getpid()}-{path.name}")
     image.save(new)
     os.replace(new, path)
+
+
+def file_sha256(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes, read piece by piece."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def first_error(error: ValidationError) -> str:

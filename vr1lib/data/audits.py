@@ -26,10 +26,9 @@ from vr1lib.answers import grade_answer
 from vr1lib.data import sources
 from vr1lib.data.filters import answer_before_thinking, states_answer
 from vr1lib.data.near_duplicates import Index, fingerprints, question_words
-from vr1lib.data.readers.pictures import bytes_sha256
 from vr1lib.data.readers.rows import file_rows, line_rows
 from vr1lib.data.sources import Reject
-from vr1lib.records import ColdRow, Problem, RequestError, first_error, inside
+from vr1lib.records import ColdRow, Problem, RequestError, file_sha256, first_error, inside
 from vr1lib.reward import grade
 
 REFLECTION_WORDS = ("wait", "hmm", "mistake", "alternatively", "check")
@@ -107,23 +106,14 @@ def _in_word(character: str) -> bool:
 
 def count_words(texts: Iterable[str]) -> dict[str, WordCount]:
     """The reflection words of Table 2 over all texts, upper and lower case alike."""
-    return _counted(texts).words
-
-
-def length_distribution(texts: Iterable[str]) -> dict[str, float]:
-    """Number of texts, and mean, median, 90th percentile and maximum of their lengths in words."""
-    return lengths_of(np.array(_counted(texts).lengths))
-
-
-def _counted(texts: Iterable[str]) -> TextCounts:
     counts = TextCounts()
     for text in texts:
         counts.add(text)
-    return counts
+    return counts.words
 
 
 def lengths_of(lengths: np.ndarray) -> dict[str, float]:
-    """The distribution of these lengths."""
+    """Number of texts, and mean, median, 90th percentile and maximum of their lengths."""
     if not len(lengths):
         return {"texts": 0, "mean": 0.0, "median": 0.0, "p90": 0.0, "max": 0.0}
     return {
@@ -392,7 +382,7 @@ def _index(name: str | Path, scratch: Path) -> Against:
 
 def _key(problem: Problem) -> tuple:
     """Equal for two problems with the same pictures, words and options."""
-    pictures = tuple(bytes_sha256(path) for path in problem.images if Path(path).is_file())
+    pictures = tuple(file_sha256(path) for path in problem.images if Path(path).is_file())
     return pictures, " ".join(question_words(problem.question)), tuple(problem.choices or ())
 
 

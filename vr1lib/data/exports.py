@@ -10,7 +10,6 @@ counted with its reason: LLaMA-Factory stops at the first row whose `<image>` to
 many as its pictures.
 """
 
-import hashlib
 import json
 import tempfile
 from collections import Counter
@@ -22,7 +21,7 @@ from vr1lib.data import rl_set
 from vr1lib.data.audits import rows_of
 from vr1lib.data.sources import SOURCES, Reject, RowFault, gather_pictures, picture_format
 from vr1lib.prompts import IMAGE_MARKER
-from vr1lib.records import ColdRow, Problem, RequestError
+from vr1lib.records import ColdRow, Problem, RequestError, file_sha256
 
 Target = Literal["llama-factory", "easyr1", "verl", "hf"]
 PLACEHOLDERS = (IMAGE_MARKER, "<video>", "<audio>")  # LLaMA-Factory replaces these wherever they stand
@@ -217,9 +216,7 @@ def _card(path: Path, rows: int, by_source: Counter[str], left_out: Counter[str]
             "Left out: " + ", ".join(f"{count:,} × {reason}" for reason, count in left_out.most_common()) + ".",
         ]
     if path.is_file():
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        lines += ["", f"Made from `{path.name}`, SHA-256 `{digest}`."]
+        lines += ["", f"Made from `{path.name}`, SHA-256 `{file_sha256(path)}`."]
     lines += ["", "`meta` and `calls` are JSON; `response` is what a cold start learns, empty for plain problems.", ""]
     return "\n".join(lines)
 

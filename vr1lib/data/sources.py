@@ -29,14 +29,14 @@ from vr1lib.data.readers.geometry3k import GEOMETRY3K, VISION_R1_RL
 from vr1lib.data.readers.llava_cot import LLAVA_COT
 from vr1lib.data.readers.mathvision import MATHVISION, place_markers
 from vr1lib.data.readers.mulberry import MULBERRY
-from vr1lib.data.readers.pictures import SUFFIXES, bytes_sha256, file_name, picture_format
+from vr1lib.data.readers.pictures import SUFFIXES, file_name, picture_format
 from vr1lib.data.readers.polymath import POLYMATH
 from vr1lib.data.readers.rows import Place, Reject, RowFault, Source, file_rows
 from vr1lib.data.readers.scemqa import SCEMQA
 from vr1lib.data.readers.vision_r1_cold import VISION_R1_COLD
 from vr1lib.data.readers.wemath import WEMATH, split_options
 from vr1lib.prompts import OPTION_LETTERS, prompt_parts
-from vr1lib.records import ColdRow, Problem, RequestError, first_error, read_jsonl
+from vr1lib.records import ColdRow, Problem, RequestError, file_sha256, first_error, read_jsonl
 
 __all__ = [
     "Loaded",
@@ -399,7 +399,7 @@ def assign_splits(problems: Sequence[Problem], shares: Mapping[str, float], seed
         return key
 
     for problem in problems:
-        keys = [f"picture {bytes_sha256(picture)}" for picture in dict.fromkeys(problem.images)]
+        keys = [f"picture {file_sha256(picture)}" for picture in dict.fromkeys(problem.images)]
         keys += [f"group {problem.meta['group']}"] if "group" in problem.meta else []
         for key in keys:
             leader[find(key)] = find(f"id {problem.id}")

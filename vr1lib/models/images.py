@@ -7,12 +7,11 @@ with torchvision or without. The specification travels with every model: trained
 megapixels, a model does another task.
 """
 
-import hashlib
 import json
 import math
 import os
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from PIL import Image
 from transformers import MllamaImageProcessorPil
 from transformers.utils import cached_file
 
+from vr1lib.prompts import spec_sha256
 from vr1lib.records import RequestError
 
 MAX_ASPECT_RATIO = 200  # Qwen2-VL's limit; a narrower picture is refused, for padding would show what no peer shows
@@ -56,7 +56,7 @@ class ImageSpec:
 
     @property
     def sha256(self) -> str:
-        return sha256_of(self)
+        return spec_sha256(self)
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) in pixels a picture is resized to: multiples of `token_side`, area within the bounds.
@@ -122,14 +122,7 @@ class ImageSpec:
             "min_pixels": self.min_pixels,
             "max_pixels": self.max_pixels,
             "size": {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels},
-            "resample": self.resample,
-            "image_mean": list(self.image_mean),
-            "image_std": list(self.image_std),
-            "do_convert_rgb": True,
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "do_resize": True,
+            **common_steps(self),
         }
 
 
@@ -146,7 +139,7 @@ class TileSpec:
 
     @property
     def sha256(self) -> str:
-        return sha256_of(self)
+        return spec_sha256(self)
 
     def image_tokens(self, height: int, width: int) -> int:
         """How many image tokens a picture of this size takes: one, whatever its size."""
@@ -175,20 +168,23 @@ class TileSpec:
             "image_processor_type": "MllamaImageProcessor",
             "size": {"height": self.tile_size, "width": self.tile_size},
             "max_image_tiles": self.max_tiles,
-            "resample": self.resample,
-            "image_mean": list(self.image_mean),
-            "image_std": list(self.image_std),
-            "do_convert_rgb": True,
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "do_resize": True,
+            **common_steps(self),
             "do_pad": True,
         }
 
 
-def sha256_of(spec: ImageSpec | TileSpec) -> str:
-    return hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode()).hexdigest()
+def common_steps(spec: ImageSpec | TileSpec) -> dict:
+    """What both kinds of processor do to a picture, as preprocessor_config.json has it."""
+    return {
+        "resample": spec.resample,
+        "image_mean": list(spec.image_mean),
+        "image_std": list(spec.image_std),
+        "do_convert_rgb": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "do_resize": True,
+    }
 
 
 def image_spec_from_dict(values: dict, where: str) -> ImageSpec | TileSpec:

@@ -14,6 +14,7 @@ import copy
 
 import torch
 from accelerate.utils import extract_model_from_parallel
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 
@@ -36,4 +37,9 @@ def fill(copied: torch.nn.Module, model: torch.nn.Module) -> None:
     for name, weight in extract_model_from_parallel(model).state_dict(keep_vars=True).items():
         if weight.requires_grad:
             cast = weight.detach().to(targets[name].dtype)  # before it is gathered: half the traffic in bf16
-            targets[name].copy_(cast.full_tensor() if isinstance(cast, DTensor) else cast)
+            targets[name].copy_(whole(cast))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A parameter's full value: a shard is gathered (every process must call), anything else is itself."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

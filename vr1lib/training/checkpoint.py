@@ -12,7 +12,6 @@ is JSON; nothing is pickled. What training leaves alone (a 4-bit base, a frozen 
 it: the resumed run loads its start model as the first did, and the checkpoint is laid over it.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -33,9 +32,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from vr1lib.models.inference_copy import whole
 from vr1lib.models.vlm import Vlm, save_vlm
-from vr1lib.records import RequestError
-from vr1lib.training.processes import whole
+from vr1lib.records import RequestError, file_sha256
 
 RECORD, MODEL, OPTIMIZER, RANDOM = "checkpoint.json", "model", "optimizer.safetensors", "random-{}.safetensors"
 FINISHED = re.compile(r"step-(\d{6,})")
@@ -55,10 +54,9 @@ class Checkpoints:
         every: int,
         keep_last: int = 2,
         extra: Callable[[], Mapping[str, Any]] = dict,
-        tell: Callable[[str], None] = print,
     ) -> None:
         self.folder = Path(folder)
-        self.every, self.keep_last, self.extra, self.tell = every, keep_last, extra, tell
+        self.every, self.keep_last, self.extra = every, keep_last, extra
 
     def due(self, step: int, last_step: int) -> bool:
         return step == last_step or bool(self.every) and step % self.every == 0
@@ -103,10 +101,6 @@ class Checkpoints:
             self.prune(step)
         accelerator.wait_for_everyone()
         return folder
-
-    def newest(self) -> Path | None:
-        """The newest whole checkpoint; see `newest_checkpoint`."""
-        return newest_checkpoint(self.folder, self.tell)
 
     def prune(self, step: int) -> None:
         """Delete all but the last, the best, and what isn't ours; also what a resumed run has left behind or ahead."""
@@ -182,7 +176,8 @@ def seal(folder: Path, record: dict) -> None:
     """Write checkpoint.json with every file's size and checksum, and flush all of it to the disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     record["files"] = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in files
     }
     text = json.dumps(record, indent=2, ensure_ascii=False)
     (folder / RECORD).write_text(text + "\n", encoding="utf-8")
@@ -197,11 +192,6 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def score_of(folder: Path) -> float:
@@ -225,7 +215,7 @@ def what_is_damaged(folder: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != expected["bytes"]:
             return f"{name} has {path.stat().st_size} of {expected['bytes']} bytes"
-        if sha256_of(path) != expected["sha256"]:
+        if file_sha256(path) != expected["sha256"]:
             return f"{name} has another checksum"
     return None
 

@@ -19,7 +19,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import psutil
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
@@ -28,6 +27,7 @@ from tqdm.auto import tqdm
 from vr1lib.answers import grade_answer
 from vr1lib.data.sources import Reject
 from vr1lib.loss import LOSSES
+from vr1lib.models.inference_copy import whole
 from vr1lib.models.rollout_local import inference_mode_of
 from vr1lib.models.vlm import Vlm
 from vr1lib.records import Graded, Problem
@@ -35,7 +35,7 @@ from vr1lib.schedule import Schedule
 from vr1lib.training.bad_steps import dump_bad_step
 from vr1lib.training.checkpoint import Checkpoints, load_checkpoint
 from vr1lib.training.logprobs import completion_logprobs, completion_mask
-from vr1lib.training.processes import SEEING, TrainingStopped, whole
+from vr1lib.training.processes import SEEING, TrainingStopped, memory_metrics, sums_over_processes
 from vr1lib.training.rollouts import (
     Clock,
     Rollout,
@@ -43,7 +43,6 @@ from vr1lib.training.rollouts import (
     harvest,
     roll_out,
     rollout_metrics,
-    sums_over_processes,
 )
 from vr1lib.training.session import GrpoSettings, Session, prepare
 
@@ -200,13 +199,38 @@ def handle_bad_step(
     fault = f"step {progress.step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}: step skipped"
     if dump_folder:
         folder = dump_folder / f"step-{progress.step:06d}"
-        dump_bad_step(folder, session, rollouts, metrics)
+        dump_bad_step(folder, session.vlm.model, session.accelerator, *laid_out(rollouts), metrics)
         fault += f", dumped to {folder}"
     session.optimizer.zero_grad()
     if progress.bad_in_a_row == session.settings.max_bad_steps:
         raise TrainingStopped(f"{fault}; {progress.bad_in_a_row} such steps in a row")
     if session.accelerator.is_main_process:
         tqdm.write(fault)
+
+
+def laid_out(rollouts: Sequence[Rollout]) -> tuple[list[dict], dict[str, Tensor]]:
+    """The rows of a bad step to be looked at (problem, text, reward, advantage, log-probabilities in figures), and
+    their token ids and log-probabilities as <row>.<name> [tokens]."""
+    rows = [{**row.graded.model_dump(), "advantage": row.advantage, "draw": row.draw} for row in rollouts]
+    tensors = {}
+    for number, (row, told) in enumerate(zip(rollouts, rows)):
+        tensors[f"{number}.token_ids"] = torch.tensor(row.sampled.token_ids)
+        named = {
+            "sampled_logprobs": torch.tensor(row.sampled.logprobs),
+            "policy_logprobs": row.policy_logprobs,
+            "reference_logprobs": row.reference_logprobs,
+        }
+        for name, values in named.items():
+            if values is not None:
+                tensors[f"{number}.{name}"] = values
+                told[name] = figures_of(values)
+    return rows, tensors
+
+
+def figures_of(values: Tensor) -> dict[str, float]:
+    finite = values[values.isfinite()]
+    numbers = {"min": finite.min(), "mean": finite.mean(), "max": finite.max()} if len(finite) else {}
+    return {"not_finite": len(values) - len(finite), **{name: float(number) for name, number in numbers.items()}}
 
 
 def is_sound(metrics: dict[str, float]) -> bool:
@@ -329,11 +353,3 @@ def micro_batches(rollouts: Sequence[Rollout], max_tokens: int) -> Iterator[list
         widest = width
     if batch:
         yield batch
-
-
-def memory_metrics() -> dict[str, float]:
-    """Resident memory of this process and peak GPU memory, GiB."""
-    metrics = {"memory/rss_gib": psutil.Process().memory_info().rss / 2**30}
-    if torch.cuda.is_available():
-        metrics["memory/vram_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    return metrics

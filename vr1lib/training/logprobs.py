@@ -13,7 +13,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from vr1lib.loss import chunk_logprobs
+from vr1lib.loss import token_logprobs
 from vr1lib.models.vlm import EncodedPrompt, Vlm, collate_prompts, with_completions
 
 LOGITS_AT_ONCE = 2**26  # 441 positions of a vocabulary of 152K, 256 MiB in float32; our choice
@@ -47,7 +47,7 @@ def completion_logprobs(
 
     def score_piece(hidden: Tensor, chosen: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
         logits = head(hidden).index_fill(1, banned, float("-inf"))  # [positions, vocabulary]
-        return torch.stack(chunk_logprobs(logits, chosen, temperature or 1.0), dim=1)
+        return torch.stack(token_logprobs(logits, chosen, temperature or 1.0), dim=1)
 
     def in_pieces(hidden: Tensor, chosen: Tensor, head: Callable[[Tensor], Tensor], vocabulary: int) -> Tensor:
         """[positions, 2]"""

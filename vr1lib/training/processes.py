@@ -12,13 +12,13 @@ import os
 import re
 from typing import Literal
 
+import psutil
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from torch.distributed.tensor import DTensor
 
 from vr1lib.records import RequestError
 
@@ -68,14 +68,17 @@ def shard_on_any_device(accelerator: Accelerator, plugin: FullyShardedDataParall
             state.distributed_type = DistributedType.FSDP
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A parameter's full value: a shard is gathered (every process must call), anything else is itself."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+def sums_over_processes(values: Tensor, accelerator: Accelerator) -> list[float]:
+    """The sums of some numbers over all processes, in double precision."""
+    return accelerator.reduce(values.detach().double().to(accelerator.device), "sum").tolist()
 
 
-def over_processes(value: float | Tensor, accelerator: Accelerator) -> float:
-    """The sum of a number over all processes, in double precision."""
-    return float(accelerator.reduce(torch.as_tensor(value, dtype=torch.float64, device=accelerator.device), "sum"))
+def memory_metrics() -> dict[str, float]:
+    """Resident memory of this process and peak GPU memory, GiB."""
+    metrics = {"memory/rss_gib": psutil.Process().memory_info().rss / 2**30}
+    if torch.cuda.is_available():
+        metrics["memory/vram_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return metrics
 
 
 class TrainingStopped(RuntimeError):

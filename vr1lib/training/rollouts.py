@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
@@ -253,8 +252,3 @@ def evaluation_metrics(
 def mean(values: Sequence[float]) -> float:
     """The mean; NaN of nothing."""
     return sum(values) / len(values) if values else math.nan
-
-
-def sums_over_processes(values: Tensor, accelerator: Accelerator) -> list[float]:
-    """The sums of some numbers over all processes, in double precision."""
-    return accelerator.reduce(values.detach().double().to(accelerator.device), "sum").tolist()

@@ -28,7 +28,6 @@ from typing import Literal
 
 import torch
 from accelerate.utils import gather_object
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -38,20 +37,20 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from vr1lib.data import sources
 from vr1lib.data.sources import Reject
+from vr1lib.models.inference_copy import whole
 from vr1lib.models.vlm import IGNORED_LABEL, EncodedRow, Vlm, collate_rows
 from vr1lib.records import Problem, RequestError
-from vr1lib.training.bad_steps import write_json
+from vr1lib.training.bad_steps import dump_bad_step
 from vr1lib.training.checkpoint import Checkpoints, load_checkpoint, load_generators, read_state
-from vr1lib.training.grpo import memory_metrics
 from vr1lib.training.optimizers import MuonWithAdamW
 from vr1lib.training.packing import check_packable, collate_packed, pack
 from vr1lib.training.processes import (
     Sharding,
     TrainingStopped,
-    over_processes,
+    memory_metrics,
     shard_on_any_device,
     sharding_plugin,
-    whole,
+    sums_over_processes,
 )
 
 MICRO_BATCH = 8  # rows at once where nothing is said; our choice
@@ -504,7 +503,8 @@ class SftTrainer(Trainer):
         """The gradient's norm, clipped after. Where it or the loss is no number, the step is to change nothing."""
         parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        loss = over_processes(self._tr_loss, self.accelerator) / self.accelerator.num_processes
+        (total,) = sums_over_processes(self._tr_loss.reshape(1), self.accelerator)
+        loss = total / self.accelerator.num_processes
         figure = float(whole(norm))
         if math.isfinite(figure) and math.isfinite(loss):
             self.progress.bad_steps_in_a_row = 0
@@ -521,27 +521,17 @@ class SftTrainer(Trainer):
 
     def dump_step(self, folder: Path, metrics: dict) -> None:
         """Leave a bad step to be looked at: what each process put in, its losses, and every gradient's norm."""
-        folder.mkdir(parents=True, exist_ok=True)
-        process = self.args.process_index
         rows = [
             {"problem_ids": batch.problem_ids, "loss": float(loss)}
             for batch, loss in zip(self.step_batches, self.step_losses, strict=True)
         ]
         tensors = {
-            f"{number}.{name}": value.contiguous()
+            f"{number}.{name}": value
             for number, batch in enumerate(self.step_batches)
             for name, value in batch.inputs.items()
             if isinstance(value, Tensor)
         }
-        write_json(folder / f"rows-{process}.json", rows)
-        save_file(tensors, folder / f"rows-{process}.safetensors")
-        norms = {
-            name: float(whole(torch.linalg.vector_norm(parameter.grad)))
-            for name, parameter in self.vlm.model.named_parameters()
-            if parameter.grad is not None
-        }
-        if process == 0:
-            write_json(folder / "step.json", {"metrics": metrics, "gradient_norms": norms})
+        dump_bad_step(folder, self.vlm.model, self.accelerator, rows, tensors, metrics)
 
     def floating_point_ops(self, inputs: list[MicroBatch]) -> int:
         return 0  # nobody reads it, and counting the parameters anew at every step takes time

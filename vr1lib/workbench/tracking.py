@@ -30,7 +30,7 @@ import psutil
 from PIL import Image
 
 import vr1lib
-from vr1lib.records import Graded, Problem, RequestError, open_image, write_jsonl
+from vr1lib.records import Graded, Problem, RequestError, file_sha256, open_image, write_jsonl
 from vr1lib.workbench.params import Parameters, TrainingParameters, load_parameters, project_root
 
 LAUNCHED = "VR1_RUN_FOLDER"  # set by `vr1 run`: the folder it has claimed for the kernel
@@ -349,8 +349,7 @@ def sha256(path: Path) -> str:
             whole.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode())
         return whole.hexdigest()
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise RequestError(
             f"{shown(path)}: cannot be read ({error.strerror}); run the notebook that makes it"

@@ -8,9 +8,10 @@ number, because ids are missing or not unique.
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from vr1lib.data.readers.rows import RowFault, Rows
+from vr1lib.data.readers.rows import RowFault, Rows, file_rows
 from vr1lib.records import Problem
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -64,6 +65,11 @@ def _pairs(row: Any) -> Iterator[tuple[str, str]]:
         raise RowFault("turns not in pairs", ", ".join(role for role, _ in said)[:200])
     for (_, question), (_, reply) in zip(said[::2], said[1::2]):
         yield question, reply
+
+
+def file_rounds(path: Path) -> Rows:
+    """The rounds of a file's conversations."""
+    return rounds(file_rows(path))
 
 
 def problem(source: str, row: Any, split: str, **fields: Any) -> Problem:

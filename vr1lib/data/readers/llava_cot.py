@@ -4,20 +4,15 @@ The reply is `meta["trace"]`, a pseudo-CoT that need not be asked for again; the
 """
 
 import re
-from pathlib import Path
 from typing import Any
 
 from vr1lib.data.readers import conversations
-from vr1lib.data.readers.conversations import plain_answer, rounds, stated_paths
+from vr1lib.data.readers.conversations import plain_answer, stated_paths
 from vr1lib.data.readers.pictures import find_picture
-from vr1lib.data.readers.rows import Place, RowFault, Rows, Source, file_rows, shown_choices
+from vr1lib.data.readers.rows import Place, RowFault, Source, shown_choices
 from vr1lib.records import Problem
 
 CONCLUSION = re.compile(r"<CONCLUSION>(.*?)(?:</CONCLUSION>|$)", re.S)
-
-
-def rows(path: Path) -> Rows:
-    return rounds(file_rows(path))
 
 
 def read(row: Any, place: Place) -> Problem:
@@ -49,7 +44,7 @@ LLAVA_COT = Source(
     licence="apache-2.0",
     default_split="train",
     files=lambda split: [(f"{split}.jsonl",), (f"{split}.json",)],
-    rows=rows,
+    rows=conversations.file_rounds,
     read=read,
     response=conversations.reply,
 )

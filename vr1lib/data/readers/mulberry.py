@@ -4,20 +4,15 @@ The reply is `meta["trace"]`, a pseudo-CoT that need not be asked for again; the
 """
 
 import re
-from pathlib import Path
 from typing import Any
 
 from vr1lib.data.readers import conversations
-from vr1lib.data.readers.conversations import plain_answer, rounds, stated_paths
+from vr1lib.data.readers.conversations import plain_answer, stated_paths
 from vr1lib.data.readers.pictures import find_picture
-from vr1lib.data.readers.rows import Place, RowFault, Rows, Source, file_rows, shown_choices
+from vr1lib.data.readers.rows import Place, RowFault, Source, shown_choices
 from vr1lib.records import Problem
 
 FINAL = re.compile(r"#{2,4}\s*The final answer is\s*:?", re.I)
-
-
-def rows(path: Path) -> Rows:
-    return rounds(file_rows(path))
 
 
 def read(row: Any, place: Place) -> Problem:
@@ -48,7 +43,7 @@ MULBERRY = Source(
     licence="see its card",
     default_split="train",
     files=lambda split: [("mulberry_sft.json",), ("mulberry_sft.jsonl",)],
-    rows=rows,
+    rows=conversations.file_rounds,
     read=read,
     response=conversations.reply,
 )

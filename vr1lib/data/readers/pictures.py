@@ -150,7 +150,3 @@ def file_name(problem_id: str) -> str:
     """An id as a file name; ids that differ only in replaced characters stay apart."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", problem_id)[:80]
     return name if name == problem_id else f"{name}_{hashlib.sha256(problem_id.encode()).hexdigest()[:8]}"
-
-
-def bytes_sha256(path: str | Path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
