@@ -5,7 +5,7 @@ from synthetic_runs import synthetic_problems, write_training_run
 from test_tables import model_of
 
 from vr1lib.analysis import figures
-from vr1lib.analysis.tables import load_training_run
+from vr1lib.analysis.runs import load_training_run
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@ from synthetic_runs import completion_of, synthetic_problems
 from test_tables import model_of
 
 from vr1lib.analysis import findings as say
+from vr1lib.analysis.runs import TrainingRun
 from vr1lib.analysis.statistics import Interval
-from vr1lib.analysis.tables import TrainingRun
 
 
 @pytest.fixture(scope="module")

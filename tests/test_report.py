@@ -8,6 +8,7 @@ from vr1lib.analysis.comparisons import compare_all
 from vr1lib.analysis.findings import findings
 from vr1lib.analysis.page import Picture, html_table, thumbnail
 from vr1lib.analysis.report import examples_html, write_report, write_run_report
+from vr1lib.analysis.runs import load_scored_model, load_training_run
 from vr1lib.records import RequestError
 
 HOSTILE = "<script>alert(1)</script><img src=http://evil.example/x.png>"
@@ -29,8 +30,8 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(runs):
-    models = [tables.load_scored_model(label, runs / "40_benchmark" / label) for label in ("base", "CI", "Vision-R1")]
-    training = tables.load_training_run("PTST", runs / "30_ptst_grpo/demo")
+    models = [load_scored_model(label, runs / "40_benchmark" / label) for label in ("base", "CI", "Vision-R1")]
+    training = load_training_run("PTST", runs / "30_ptst_grpo/demo")
     path = runs / "accuracy.png"
     figures.accuracy_bars(models).savefig(path)
     out = write_report(
@@ -77,7 +78,7 @@ def test_every_finding_stands_with_its_verdict(report):
 
 
 def test_examples_take_turns_among_the_patterns_of_who_is_right(runs):
-    models = [tables.load_scored_model(label, runs / "40_benchmark" / label) for label in ("base", "CI")]
+    models = [load_scored_model(label, runs / "40_benchmark" / label) for label in ("base", "CI")]
     cards = examples_html(models, 2)
     assert len(cards) == 2
     shares = [int(re.search(r"(\d+) of 40 problems go this way", card).group(1)) for card in cards]

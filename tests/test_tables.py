@@ -4,8 +4,8 @@ import json
 import pytest
 from synthetic_runs import completion_of, synthetic_problems, write_benchmark_run, write_training_run
 
-from vr1lib.analysis import comparisons, tables
-from vr1lib.analysis.tables import ScoredModel
+from vr1lib.analysis import comparisons, runs, tables
+from vr1lib.analysis.runs import ScoredModel
 from vr1lib.records import RequestError
 
 
@@ -100,7 +100,7 @@ def test_unlike_protocols_are_named(problems):
 
 def test_runs_are_read_from_their_folders(tmp_path, problems):
     folder = write_benchmark_run(tmp_path / "run", "CI", problems, right=0.5, passes=4)
-    model = tables.load_scored_model("CI", folder)
+    model = runs.load_scored_model("CI", folder)
     assert len(model.graded) == 40 and list(model.by_benchmark) == ["shapeworld"]
     groups = tables.group_scores([model])
     assert groups[0]["by"] == "all" and groups[0]["n"] == 40
@@ -109,19 +109,19 @@ def test_runs_are_read_from_their_folders(tmp_path, problems):
 
 def test_what_is_missing_or_mixed_up_is_named(tmp_path, problems):
     with pytest.raises(RequestError, match="scores.json: cannot be read .* finished 40_benchmark run"):
-        tables.load_scored_model("CI", tmp_path)
+        runs.load_scored_model("CI", tmp_path)
     folder = write_benchmark_run(tmp_path / "run", "CI", problems, right=0.5, passes=4)
     lines = (folder / "problems.jsonl").read_text().splitlines()
     (folder / "problems.jsonl").write_text("\n".join(lines[1:]))
     with pytest.raises(RequestError, match=r"completions.jsonl, line 1: problem_id .* is not in problems.jsonl"):
-        tables.load_scored_model("CI", folder)
+        runs.load_scored_model("CI", folder)
     with pytest.raises(RequestError, match="metrics.jsonl: cannot be read"):
-        tables.load_training_run("PTST", tmp_path)
+        runs.load_training_run("PTST", tmp_path)
 
 
 def test_training_series_leave_out_steps_without_a_value(tmp_path):
     folder = write_training_run(tmp_path / "run", [[64, 16, 6], [128, 8, 4]])
-    run = tables.load_training_run("PTST", folder)
+    run = runs.load_training_run("PTST", folder)
     steps, values = run.series("eval/accuracy")
     assert steps == [0, 5, 10] and values == pytest.approx([0.32, 0.57, 0.82])
     assert run.series("kl") == ([], [])
@@ -132,10 +132,10 @@ def test_training_series_leave_out_steps_without_a_value(tmp_path):
 def test_a_step_written_twice_keeps_the_later_values(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 2, "loss": 1}\n{"step": 1, "loss": 3, "kl": 5}\n{"step": 1, "loss": 4}\n')
-    assert tables.read_metrics(path) == [{"step": 1, "loss": 4, "kl": 5}, {"step": 2, "loss": 1}]
+    assert runs.read_metrics(path) == [{"step": 1, "loss": 4, "kl": 5}, {"step": 2, "loss": 1}]
     path.write_text("[1]\n")
     with pytest.raises(RequestError, match="metrics.jsonl, line 1"):
-        tables.read_metrics(path)
+        runs.read_metrics(path)
 
 
 def test_finished_runs_go_by_label_and_by_folder_where_labels_collide(tmp_path, problems):
@@ -143,8 +143,8 @@ def test_finished_runs_go_by_label_and_by_folder_where_labels_collide(tmp_path, 
         write_benchmark_run(tmp_path / name, label, problems[:2], right=1, passes=1)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/manifest.json").write_text('{"status": "failed"}')
-    assert set(tables.finished_runs(tmp_path)) == {"one", "two", "base"}
-    assert tables.finished_runs(tmp_path / "nowhere") == {}
+    assert set(runs.finished_runs(tmp_path)) == {"one", "two", "base"}
+    assert runs.finished_runs(tmp_path / "nowhere") == {}
 
 
 def test_the_papers_tables_are_as_printed():

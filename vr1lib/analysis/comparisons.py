@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from vr1lib.analysis.runs import ScoredModel
 from vr1lib.analysis.statistics import Interval, McNemar, bootstrap_mean_of_strata, mcnemar_exact
-from vr1lib.analysis.tables import ScoredModel
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from vr1lib.analysis.findings import AHA_WORDS, part_name, thirds_of
+from vr1lib.analysis.runs import ScoredModel, TrainingRun
 from vr1lib.analysis.statistics import LengthBin, length_bins
-from vr1lib.analysis.tables import ScoredModel, TrainingRun, paper_role, paper_series, paper_value
+from vr1lib.analysis.tables import paper_role, paper_series, paper_value
 
 OURS = ("#a0a0a0", "#4a86b8", "#123a5e", "#c9b27c", "#5b5b5b")  # by lightness, so that grey keeps them apart
 TRAINING = ("#123a5e", "#4a86b8", "#a0a0a0", "#c9b27c", "#5b5b5b")

@@ -28,7 +28,8 @@ from vr1lib.analysis.drawing import (
     short_name,
 )
 from vr1lib.analysis.findings import PER, words_per_50
-from vr1lib.analysis.tables import ScoredModel, TrainingRun, is_number, paper_role, paper_series
+from vr1lib.analysis.runs import ScoredModel, TrainingRun, is_number
+from vr1lib.analysis.tables import paper_role, paper_series
 
 WIDTH = 6.0  # inches: 900 pixels at 150 per inch
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vr1lib.analysis.comparisons import Comparison, compare
+from vr1lib.analysis.runs import ScoredModel, TrainingRun
 from vr1lib.analysis.statistics import (
     Interval,
     LengthBin,
@@ -20,7 +21,7 @@ from vr1lib.analysis.statistics import (
     stratified_difference,
     unpaired_difference,
 )
-from vr1lib.analysis.tables import ScoredModel, TrainingRun, paper_role, paper_series
+from vr1lib.analysis.tables import paper_role, paper_series
 from vr1lib.records import Graded
 
 Verdict = Literal["as in the paper", "the opposite of the paper", "undecided", "not tested"]

@@ -17,16 +17,9 @@ from vr1lib.analysis.comparisons import Comparison
 from vr1lib.analysis.figures import metric_curves
 from vr1lib.analysis.findings import Finding, headline, p_value, points, tokens
 from vr1lib.analysis.page import Picture, answer_html, example_html, figure_html, html_table, png_url, write_page
+from vr1lib.analysis.runs import ScoredModel, is_number, read_json, read_metrics
 from vr1lib.analysis.statistics import REFLECTION_WORDS, accuracy_interval, count_words
-from vr1lib.analysis.tables import (
-    ScoredModel,
-    group_scores,
-    is_number,
-    read_json,
-    read_metrics,
-    summary,
-    table_4,
-)
+from vr1lib.analysis.tables import group_scores, summary, table_4
 from vr1lib.records import Graded, Problem, RequestError, read_jsonl
 
 CURVES = (

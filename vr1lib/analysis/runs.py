@@ -1,0 +1,162 @@
+"""Finished runs read from their folders: what a model was asked and said, and what a training logged."""
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vr1lib.analysis.statistics import Interval, mean_accuracy
+from vr1lib.records import Graded, Problem, RequestError, read_jsonl
+
+
+@dataclass
+class ScoredModel:
+    """A run of 40_benchmark: what it was asked, what it said, and how that was graded."""
+
+    label: str
+    folder: Path
+    scores: dict[str, Any]
+    problems: dict[str, Problem]
+    graded: list[Graded]
+
+    @cached_property
+    def by_benchmark(self) -> dict[str, list[Graded]]:
+        """The graded completions of each benchmark, in scores.json's order."""
+        rows: dict[str, list[Graded]] = {row["benchmark"]: [] for row in self.scores["benchmarks"]}
+        for graded in self.graded:
+            rows[self.problems[graded.problem_id].meta["benchmark"]].append(graded)
+        return rows
+
+    def kind(self, problem_id: str) -> tuple[Any, ...]:
+        """What makes problems alike before anybody answers: benchmark, family, task, level, size of the scene."""
+        meta = self.problems[problem_id].meta
+        scene = meta.get("scene") or {}
+        return (*(meta.get(key) for key in ("benchmark", "family", "task", "level")), len(scene.get("grid", ())))
+
+    @property
+    def max_completion_tokens(self) -> int:
+        return max(row["sampling"]["max_completion_tokens"] for row in self.scores["benchmarks"])
+
+    @cached_property
+    def accuracy(self) -> Interval:
+        """The plain mean over benchmarks, as the paper averages (Table 4)."""
+        return mean_accuracy([row.reward for row in rows] for rows in self.by_benchmark.values())
+
+    @property
+    def mean_length(self) -> float:
+        """Tokens per completion, the plain mean over benchmarks."""
+        means = [sum(row.tokens for row in rows) / len(rows) for rows in self.by_benchmark.values()]
+        return sum(means) / len(means)
+
+
+@dataclass
+class TrainingRun:
+    """A run of 30_ptst_grpo: one dictionary of metrics a step, and its stages if its parameters name them."""
+
+    label: str
+    folder: Path
+    metrics: list[dict[str, Any]]
+    stages: list[Any]
+
+    def series(self, key: str) -> tuple[list[int], list[float]]:
+        """Steps and values of one metric, steps without it left out."""
+        rows = [(row["step"], row[key]) for row in self.metrics if is_number(row.get(key))]
+        return [step for step, _ in rows], [value for _, value in rows]
+
+    @property
+    def spans(self) -> list[tuple[int, int, int]]:
+        """(stage, first step, last step) of each stage, counted from stage 0; step 0 is before training."""
+        spans: dict[int, tuple[int, int]] = {}
+        for row in self.metrics:
+            if row["step"] >= 1 and "stage" in row:
+                first, last = spans.get(row["stage"], (row["step"], row["step"]))
+                spans[row["stage"]] = (min(first, row["step"]), max(last, row["step"]))
+        return [(stage, first, last) for stage, (first, last) in sorted(spans.items())]
+
+    def stage_name(self, stage: int) -> str:
+        """`stage 1: 64 tokens × 16` where the parameters are known."""
+        if stage < len(self.stages):
+            limit, group_size, *_ = self.stages[stage]
+            return f"stage {stage + 1}: {limit} tokens × {group_size}"
+        return f"stage {stage + 1}"
+
+
+def load_scored_model(label: str, folder: str | Path) -> ScoredModel:
+    """Raises RequestError if the folder is not a finished run of 40_benchmark."""
+    folder = Path(folder)
+    scores = read_json(folder / "scores.json", "give the folder of a finished 40_benchmark run")
+    problems = {problem.id: problem for problem in read_jsonl(folder / "problems.jsonl", Problem)}
+    graded = list(read_jsonl(folder / "completions.jsonl", Graded))
+    for number, row in enumerate(graded, start=1):
+        if row.problem_id not in problems:
+            where = f"{folder / 'completions.jsonl'}, line {number}"
+            raise RequestError(
+                f"{where}: problem_id {row.problem_id!r} is not in problems.jsonl; run 40_benchmark again"
+            )
+    return ScoredModel(label, folder, scores, problems, graded)
+
+
+def load_training_run(label: str, folder: str | Path) -> TrainingRun:
+    """Raises RequestError if the folder holds no metrics."""
+    folder = Path(folder)
+    metrics = read_metrics(folder / "metrics.jsonl")
+    parameters = folder / "params.yaml"
+    stages = []
+    if parameters.is_file():
+        stages = (yaml.safe_load(parameters.read_text(encoding="utf-8")) or {}).get("stages") or []
+    return TrainingRun(label, folder, metrics, stages)
+
+
+def finished_runs(folder: str | Path) -> dict[str, str]:
+    """Label → folder of every finished run below outputs/STEM, oldest first; of one label, by their folders' names.
+
+    Earlier runs that were moved aside (RUN~1, RUN~2, …) are not among them.
+    """
+    found = []
+    for manifest_path in (path for path in Path(folder).glob("*/manifest.json") if "~" not in path.parent.name):
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        if manifest.get("status") == "finished":
+            scores_path = manifest_path.parent / "scores.json"
+            scores = json.loads(scores_path.read_text(encoding="utf-8")) if scores_path.is_file() else {}
+            label = scores.get("label", manifest_path.parent.name)
+            found.append((manifest.get("started_at") or "", label, manifest_path.parent))
+    labels = [label for _, label, _ in found]
+    return {
+        label if labels.count(label) == 1 else run_folder.name: str(run_folder)
+        for _, label, run_folder in sorted(found, key=lambda item: item[0])
+    }
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl by step; of a step written twice (a resumed run) keys of the later row win."""
+    rows: dict[int, dict[str, Any]] = {}
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                    rows.setdefault(row["step"], {}).update(row)
+                except (ValueError, KeyError, TypeError):
+                    raise RequestError(f"{path}, line {number}: not an object with 'step'; remove the line") from None
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read ({error.strerror}); give the folder of a training run") from None
+    return [rows[step] for step in sorted(rows)]
+
+
+def read_json(path: Path, mend: str) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read ({error.strerror}); {mend}") from None
+    except ValueError as error:
+        raise RequestError(f"{path}: not JSON ({error}); {mend}") from None
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
