@@ -6,7 +6,7 @@ import json
 import pytest
 from PIL import Image
 
-from vr1lib.benchmarks import chartqa, hallusionbench, mathverse, mme, mmmath, mmstar, scoring
+from vr1lib.benchmarks import catalogue, chartqa, hallusionbench, mathverse, mme, mmmath, mmstar, scoring
 from vr1lib.records import Problem, RequestError
 
 
@@ -329,7 +329,7 @@ def test_hallusionbench_refuses_a_gold_that_is_no_gold(tmp_path):
 
 
 def test_every_benchmark_has_what_the_score_and_the_runner_need():
-    for name, module in scoring.BENCHMARKS.items():
+    for name, module in catalogue.BENCHMARKS.items():
         assert module.NAME == name
         for function in "problems load query groups wanted is_right report headline".split():
             assert callable(getattr(module, function)), f"{name} has no {function}"

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any, Literal, NamedTuple, get_args
 
 from vr1lib.answers import grade_answer
-from vr1lib.benchmarks import chartqa, dynamath, hallusionbench, mathverse, mathvista, mme, mmmath, mmstar
+from vr1lib.benchmarks.catalogue import module_of
 from vr1lib.benchmarks.extraction import authors_text, extract, final_answer
 from vr1lib.benchmarks.predictions import Prediction, in_phrases, match, read_predictions
 from vr1lib.records import Problem, RequestError
@@ -27,9 +27,6 @@ from vr1lib.reward import parse_completion
 
 Protocol = Literal["official", "strict", "authors"]
 Share = Callable[[Sequence[bool]], dict[str, Any]]
-BENCHMARKS: dict[str, ModuleType] = {
-    module.NAME: module for module in (mathvista, mathverse, mmmath, dynamath, mmstar, chartqa, mme, hallusionbench)
-}
 
 
 def score(
@@ -65,12 +62,6 @@ def score(
         **module.report(problems, right, share),
         "predictions": matched.counts() | {"answers": dict(Counter(verdict.source for verdict in verdicts))},
     }
-
-
-def module_of(benchmark: str) -> ModuleType:
-    if benchmark not in BENCHMARKS:
-        raise RequestError(f"benchmark {benchmark!r} is unknown; known are {', '.join(BENCHMARKS)}")
-    return BENCHMARKS[benchmark]
 
 
 def share_with(interval: Callable[[list[float]], Any] | None) -> Share:
