@@ -1,3 +1,6 @@
+import time
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -5,12 +8,14 @@ from vr1lib.analysis.statistics import (
     accuracy_interval,
     bootstrap_mean,
     bootstrap_mean_of_strata,
+    clustered_accuracy,
     count_words,
     length_bins,
     length_thirds,
     mcnemar_exact,
     mean_accuracy,
     paired_difference,
+    round_edges,
     stratified_difference,
     unpaired_difference,
 )
@@ -158,3 +163,71 @@ def test_equal_lengths_stay_together_and_cuts_move_to_their_nearer_end():
 def test_words_are_whole_and_in_any_case():
     counts = count_words(["Wait, wait. Waiting awaits.", "Hmm. ALTERNATIVELY, check the checklist"])
     assert counts == {"Wait": 2, "Hmm": 1, "Alternatively": 1, "Mistake": 0, "Check": 1}
+
+
+def test_two_hundred_thousand_values_take_under_a_second_and_little_memory():
+    rng = np.random.default_rng(0)
+    right = rng.integers(0, 2, 200_000)
+    tracemalloc.start()
+    for values in (right, rng.normal(size=200_000), rng.normal(size=4_999)):
+        start = time.process_time()
+        bootstrap_mean(values)
+        assert time.process_time() - start < 1.5  # measured: 0.05, 0.02 and 0.4 s
+    start = time.process_time()
+    clustered_accuracy(right, np.repeat(np.arange(12_500), 16))
+    assert time.process_time() - start < 1.5
+    assert tracemalloc.get_traced_memory()[1] < 200e6
+    tracemalloc.stop()
+
+
+def test_rows_drawn_one_by_one_have_the_means_spread():
+    values = np.random.default_rng(2).exponential(size=600)  # all distinct: rows are drawn
+    interval = bootstrap_mean(values)
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(600), rel=0.05)
+
+
+def test_completions_of_one_problem_count_as_one_witness():
+    # 40 problems with 10 equal completions each: the spread of 40 values, not of 400
+    right, problems = np.repeat([1, 0] * 20, 10), np.repeat(np.arange(40), 10)
+    interval = clustered_accuracy(right, problems)
+    assert (interval.mean, interval.n) == (0.5, 400)
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 40), rel=0.06)
+
+
+def test_unequal_problems_weigh_by_their_completions():
+    # problem a: 1 of 1 right, b: 0 of 3: a share of 1/4, whose resamples are 0 (b, b), 1/4 and 1 (a, a)
+    interval = clustered_accuracy([1, 0, 0, 0], ["a", "b", "b", "b"])
+    assert (interval.mean, interval.low, interval.high) == (0.25, 0, 1)
+
+
+def test_none_right_is_as_unsure_as_there_are_problems():
+    # Clopper-Pearson of 0 of 4 problems, not of 0 of 8 completions: 1 - .025 ** (1 / 4)
+    none = clustered_accuracy([0] * 8, list("aabbccdd"))
+    assert (none.mean, none.low, none.n) == (0, 0, 8) and none.high == pytest.approx(1 - 0.025**0.25)
+
+
+def test_one_completion_a_problem_is_the_plain_interval():
+    assert clustered_accuracy([1, 0, 1], ["a", "b", "c"]) == accuracy_interval([1, 0, 1])
+
+
+def test_bins_know_whose_completions_they_hold():
+    lengths, right = [10] * 40 + [90] * 40, [1, 1, 0, 0] * 20
+    problems = [f"p{number // 4}" for number in range(80)]  # of every problem two right and two wrong
+    plain, clustered = length_bins(lengths, right, [0, 64]), length_bins(lengths, right, [0, 64], problems)
+    assert [part.n for part in clustered] == [40, 40]
+    assert clustered[0].accuracy.high == clustered[0].accuracy.low == 0.5 < plain[0].accuracy.high
+
+
+@pytest.mark.parametrize(
+    "lengths, edges",
+    [
+        (range(101), [0, 20, 40, 60, 80]),  # 5th to 95th percentile: 5 to 95
+        ([45] * 30, [0]),
+        (range(1000, 9000), [0, 2000, 4000, 6000, 8000]),
+        ([300, 310, 320, 330, 340], [0, 310, 320, 330]),
+        ([0], [0]),
+        ([], [0]),
+    ],
+)
+def test_round_edges_hold_most_lengths_between_them(lengths, edges):
+    assert round_edges(list(lengths)) == edges

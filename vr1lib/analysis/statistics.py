@@ -2,21 +2,24 @@
 
 The paper prints accuracies without intervals; every one here carries a 95 % percentile bootstrap (our choice). A mean
 depends on its values only through how often each distinct value occurs, so a resample is drawn as one multinomial over
-the distinct values: the ordinary bootstrap's distribution at a cost that does not grow with the number of rows. For ten
-thousand lengths and more the means are drawn from their normal limit, which differs by less than resampling noise.
-numpy only.
+the distinct values: the ordinary bootstrap's distribution at a cost that does not grow with the number of rows. Where
+almost every value is distinct, rows are drawn; from five thousand of them on the means are drawn from their normal
+limit, which differs by less than resampling noise. Several completions of one problem are not independent: where the
+problems are given, whole problems are resampled. numpy only.
 """
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-MANY_VALUES, MANY_DISTINCT = 10_000, 200  # beyond both, resampled means are drawn from their normal limit
-DRAWS_AT_ONCE = 4_000_000  # counts held in memory at a time: 32 MB
+MANY_DISTINCT = 200  # beyond it rows are drawn instead of counts, which is faster
+MANY_VALUES = 5_000  # beyond both, resampled means are drawn from their normal limit
+DRAWS_AT_ONCE = 4_000_000  # counts or rows held in memory at a time: 32 MB
 REFLECTION_WORDS = ("Wait", "Hmm", "Alternatively", "Mistake", "Check")  # the paper's Table 2; Figure 1C shows three
 
 
@@ -101,6 +104,35 @@ def accuracy_interval(right: Iterable[bool | float], *, seed: int = 0, resamples
     return interval
 
 
+def clustered_accuracy(
+    right: Iterable[bool | float], problems: Sequence[Any], *, seed: int = 0, resamples: int = RESAMPLES
+) -> Interval:
+    """Share of right completions where several answer one problem: whole problems are resampled.
+
+    `problems` names the problem of each completion; `n` is the number of completions. A resampled share is a ratio of
+    sums, since problems may have unequal numbers of completions (as in a length bin). With one completion a problem it
+    is `accuracy_interval`; where none or all are right its exact end counts problems, not completions (our choice).
+    Raises ValueError without values.
+    """
+    right = np.asarray(list(right), dtype=float)
+    names, index, counts = np.unique(np.asarray(problems), return_inverse=True, return_counts=True)
+    if names.size == right.size or right.size == 0:
+        return accuracy_interval(right, seed=seed, resamples=resamples)
+    mean = float(right.mean())
+    if mean in (0, 1):
+        ends = accuracy_interval(np.full(names.size, mean))
+        return Interval(mean, ends.low, ends.high, right.size)
+    sums = np.bincount(index, weights=right)
+    kinds, many = np.unique(np.column_stack([counts, sums]), axis=0, return_counts=True)  # problems that look alike
+    rng = np.random.default_rng(seed)
+    shares = []
+    for rows in _chunks(resamples, len(kinds)):
+        drawn = rng.multinomial(names.size, many / names.size, size=rows) @ kinds  # [rows, 2]: completions, right
+        shares.append(drawn[:, 1] / drawn[:, 0])
+    low, high = np.quantile(np.concatenate(shares), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(mean, float(low), float(high), right.size)
+
+
 def mean_accuracy(strata: Iterable[Iterable[bool | float]], *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
     """The plain mean of several benchmarks' shares of right answers; if none or all are right, of their exact ends."""
     strata = [list(values) for values in strata]
@@ -160,16 +192,38 @@ def mcnemar_exact(first: Iterable[bool], second: Iterable[bool]) -> McNemar:
     return McNemar(only_first, only_second, _two_sided_binomial(min(only_first, only_second), only_first + only_second))
 
 
-def length_bins(lengths: Sequence[int], right: Sequence[bool | float], edges: Sequence[int]) -> list[LengthBin]:
-    """Share and accuracy of completions between fixed edges in tokens: [e0, e1), [e1, e2), … and [last, ∞)."""
+def length_bins(
+    lengths: Sequence[int],
+    right: Sequence[bool | float],
+    edges: Sequence[int],
+    problems: Sequence[str] | None = None,
+) -> list[LengthBin]:
+    """Share and accuracy of completions between fixed edges in tokens: [e0, e1), [e1, e2), … and [last, ∞).
+
+    `problems` names the problem of each completion, where some answer the same one.
+    """
     lengths, right = np.asarray(lengths, dtype=float), np.asarray(right, dtype=float)
+    alone = problems is None or len(set(problems)) == lengths.size
+    clusters = np.arange(lengths.size) if alone else np.unique(np.asarray(problems), return_inverse=True)[1]
     bins = []
     for low, high in zip(edges, [*edges[1:], None]):
         inside = (lengths >= low) & (lengths < (np.inf if high is None else high))
         count = int(inside.sum())
-        accuracy = accuracy_interval(right[inside]) if count else None
+        accuracy = clustered_accuracy(right[inside], clusters[inside]) if count else None
         bins.append(LengthBin(int(low), high, count / max(1, lengths.size), count, accuracy))
     return bins
+
+
+def round_edges(lengths: Sequence[int], most: int = 6) -> list[int]:
+    """Edges in tokens for at most `most` bins of one round width (1, 2 or 5 times a power of ten): the first begins at
+    0, the last has no end. The inner ones lie between the 5th and the 95th percentile."""
+    lengths = np.asarray(lengths, dtype=float)
+    if lengths.size == 0:
+        return [0]
+    low, high = np.quantile(lengths, [0.05, 0.95])
+    widths = (step * 10**power for power in range(10) for step in (1, 2, 5))
+    width = next(width for width in widths if high // width - low // width < most)
+    return [0, *range(int(low // width + 1) * width, int(high) + 1, width)]
 
 
 def length_thirds(lengths: Sequence[int], right: Sequence[bool | float], parts: int = 3) -> list[LengthBin]:
@@ -203,19 +257,26 @@ def count_words(texts: Iterable[str], words: Sequence[str] = REFLECTION_WORDS) -
     return counts
 
 
+def _chunks(resamples: int, draws: int) -> list[int]:
+    """Numbers of resamples that fit into memory at a time, with so many draws each."""
+    rows = max(1, DRAWS_AT_ONCE // draws)
+    return [min(rows, resamples - start) for start in range(0, resamples, rows)]
+
+
 def _resampled_means(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """Means [resamples] of samples of `values` with replacement, each as large as `values`."""
     distinct, counts = np.unique(values, return_counts=True)
     if distinct.size == 1:
         return np.full(resamples, distinct[0])
-    if values.size >= MANY_VALUES and distinct.size > MANY_DISTINCT:
-        return rng.normal(values.mean(), values.std() / np.sqrt(values.size), size=resamples)
-    means = []
-    rows = max(1, DRAWS_AT_ONCE // distinct.size)
-    for start in range(0, resamples, rows):
-        drawn = rng.multinomial(values.size, counts / values.size, size=min(rows, resamples - start))
-        means.append(drawn @ distinct / values.size)
-    return np.concatenate(means)
+    if distinct.size > MANY_DISTINCT:
+        if values.size >= MANY_VALUES:
+            return rng.normal(values.mean(), values.std() / np.sqrt(values.size), size=resamples)
+        draws = (rng.integers(values.size, size=(rows, values.size)) for rows in _chunks(resamples, values.size))
+        return np.concatenate([values[rows].mean(axis=1) for rows in draws])
+    draws = (
+        rng.multinomial(values.size, counts / values.size, size=rows) for rows in _chunks(resamples, distinct.size)
+    )
+    return np.concatenate([rows @ distinct / values.size for rows in draws])
 
 
 def _two_sided_binomial(smaller: int, total: int) -> float:
