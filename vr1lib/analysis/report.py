@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vr1lib.analysis.comparisons import Comparison
+from vr1lib.analysis.completions import find_problems
 from vr1lib.analysis.figures import metric_curves
 from vr1lib.analysis.findings import Finding, headline, p_value, points, tokens
 from vr1lib.analysis.page import Picture, answer_html, example_html, figure_html, html_table, png_url, write_page
@@ -309,21 +310,6 @@ def completions_html(folder: Path, manifest: Mapping[str, Any], count: int = 8) 
         else:
             sections.append(f"<p><code>{escape(row.problem_id)}</code></p>{answer_html(label, row)}")
     return sections
-
-
-def find_problems(folder: Path, manifest: Mapping[str, Any], wanted: set[str]) -> dict[str, Problem]:
-    """The wanted problems from the run's own file or from the problem files it read, as far as they are still there."""
-    root = folder.resolve().parent.parent.parent
-    files = [folder / "problems.jsonl"]
-    files += [root / entry["path"] for entry in manifest.get("inputs") or [] if str(entry["path"]).endswith(".jsonl")]
-    found: dict[str, Problem] = {}
-    for file in files:
-        if file.is_file() and wanted - found.keys():
-            try:
-                found |= {problem.id: problem for problem in read_jsonl(file, Problem) if problem.id in wanted}
-            except RequestError:
-                continue  # an input of another kind, such as cold-start rows
-    return found
 
 
 def lineage_rows(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
