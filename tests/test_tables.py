@@ -113,7 +113,7 @@ def test_what_is_missing_or_mixed_up_is_named(tmp_path, problems):
     folder = write_benchmark_run(tmp_path / "run", "CI", problems, right=0.5, passes=4)
     lines = (folder / "problems.jsonl").read_text().splitlines()
     (folder / "problems.jsonl").write_text("\n".join(lines[1:]))
-    with pytest.raises(RequestError, match=r"completions.jsonl, line 1: problem_id .* is not in problems.jsonl"):
+    with pytest.raises(RequestError, match=r"completions.jsonl, completion 1: problem_id .* is not in problems.jsonl"):
         runs.load_scored_model("CI", folder)
     with pytest.raises(RequestError, match="metrics.jsonl: cannot be read"):
         runs.load_training_run("PTST", tmp_path)

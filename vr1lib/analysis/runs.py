@@ -1,35 +1,89 @@
-"""Finished runs read from their folders: what a model was asked and said, and what a training logged."""
+"""Finished runs read from their folders: what a model was asked and said, and what a training logged.
+
+A completion's numbers are held in memory, its text stays in the file and is read when asked for: 200,000 texts of 2,000
+tokens are more than a gigabyte, and most of an analysis never looks at them.
+"""
 
 import json
 import math
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from pydantic import ValidationError
 
-from vr1lib.analysis.statistics import Interval, mean_accuracy
-from vr1lib.records import Graded, Problem, RequestError, read_jsonl
+from vr1lib.analysis.statistics import REFLECTION_WORDS, Interval, mean_accuracy
+from vr1lib.data.audits import count_word
+from vr1lib.records import Graded, Problem, RequestError, first_error, read_jsonl
+
+
+@dataclass(slots=True)
+class SavedCompletion:
+    """A Graded row without its text, which is read from the file: its line begins `offset` bytes into it."""
+
+    problem_id: str
+    sample: int
+    step: int
+    stage: int
+    tokens: int
+    finish: str
+    logprob: float
+    reward: float
+    format_ok: bool
+    answer_ok: bool
+    extracted: str | None
+    reason: str
+    file: Path
+    offset: int
+
+    @property
+    def text(self) -> str:
+        with open(self.file, "rb") as file:
+            file.seek(self.offset)
+            return json.loads(file.readline())["text"]
+
+
+AnyGraded = Graded | SavedCompletion
 
 
 @dataclass
 class ScoredModel:
-    """A run of 40_benchmark: what it was asked, what it said, and how that was graded."""
+    """A run of 40_benchmark: what it was asked, what it said (once or several times a problem), how that was graded."""
 
     label: str
     folder: Path
     scores: dict[str, Any]
     problems: dict[str, Problem]
-    graded: list[Graded]
+    graded: Sequence[AnyGraded]
 
     @cached_property
-    def by_benchmark(self) -> dict[str, list[Graded]]:
+    def by_benchmark(self) -> dict[str, list[AnyGraded]]:
         """The graded completions of each benchmark, in scores.json's order."""
-        rows: dict[str, list[Graded]] = {row["benchmark"]: [] for row in self.scores["benchmarks"]}
+        rows: dict[str, list[AnyGraded]] = {row["benchmark"]: [] for row in self.scores["benchmarks"]}
         for graded in self.graded:
             rows[self.problems[graded.problem_id].meta["benchmark"]].append(graded)
         return rows
+
+    @cached_property
+    def by_problem(self) -> dict[str, dict[str, list[AnyGraded]]]:
+        """Benchmark → problem id → its completions, sample 0 first."""
+        return {benchmark: _by_problem(rows) for benchmark, rows in self.by_benchmark.items()}
+
+    @cached_property
+    def row_of(self) -> dict[str, dict[str, Any]]:
+        """Benchmark → its row of scores.json."""
+        return {row["benchmark"]: row for row in self.scores["benchmarks"]}
+
+    @property
+    def samples(self) -> int:
+        """The most completions that one problem has."""
+        return max(len(rows) for problems in self.by_problem.values() for rows in problems.values())
 
     def kind(self, problem_id: str) -> tuple[Any, ...]:
         """What makes problems alike before anybody answers: benchmark, family, task, level, size of the scene."""
@@ -43,14 +97,40 @@ class ScoredModel:
 
     @cached_property
     def accuracy(self) -> Interval:
-        """The plain mean over benchmarks, as the paper averages (Table 4)."""
-        return mean_accuracy([row.reward for row in rows] for rows in self.by_benchmark.values())
+        """The plain mean over benchmarks, as the paper averages (Table 4); of one, the mean over its problems of the
+        share of a problem's completions that are right. Problems are resampled; `n` counts them."""
+        strata = self.by_problem.values()
+        return mean_accuracy([mean_reward(rows) for rows in problems.values()] for problems in strata)
 
     @property
     def mean_length(self) -> float:
         """Tokens per completion, the plain mean over benchmarks."""
         means = [sum(row.tokens for row in rows) / len(rows) for rows in self.by_benchmark.values()]
         return sum(means) / len(means)
+
+    @cached_property
+    def word_counts(self) -> np.ndarray:
+        """How often each reflection word stands in each completion, as a whole word in any case: [completions, words],
+        rows as in `graded`, columns as in REFLECTION_WORDS. Reads every text once."""
+        words = [word.lower() for word in REFLECTION_WORDS]
+        counts = np.zeros((len(self.graded), len(words)), dtype=np.int32)
+        for place, row in enumerate(self.graded):
+            text = row.text.lower()
+            counts[place] = [count_word(word, text)[0] for word in words]
+        return counts
+
+
+def _by_problem(rows: Sequence[AnyGraded]) -> dict[str, list[AnyGraded]]:
+    problems: dict[str, list[AnyGraded]] = defaultdict(list)
+    for row in rows:
+        problems[row.problem_id].append(row)
+    for completions in problems.values():
+        completions.sort(key=lambda row: row.sample)
+    return dict(problems)
+
+
+def mean_reward(rows: Sequence[AnyGraded]) -> float:
+    return sum(row.reward for row in rows) / len(rows)
 
 
 @dataclass
@@ -90,14 +170,35 @@ def load_scored_model(label: str, folder: str | Path) -> ScoredModel:
     folder = Path(folder)
     scores = read_json(folder / "scores.json", "give the folder of a finished 40_benchmark run")
     problems = {problem.id: problem for problem in read_jsonl(folder / "problems.jsonl", Problem)}
-    graded = list(read_jsonl(folder / "completions.jsonl", Graded))
+    graded = read_completions(folder / "completions.jsonl")
     for number, row in enumerate(graded, start=1):
         if row.problem_id not in problems:
-            where = f"{folder / 'completions.jsonl'}, line {number}"
+            where = f"{folder / 'completions.jsonl'}, completion {number}"
             raise RequestError(
                 f"{where}: problem_id {row.problem_id!r} is not in problems.jsonl; run 40_benchmark again"
             )
     return ScoredModel(label, folder, scores, problems, graded)
+
+
+def read_completions(path: str | Path) -> list[SavedCompletion]:
+    """Every Graded row of a JSONL file, texts left in it. Raises RequestError naming file, line and field."""
+    path, offset, rows = Path(path), 0, []
+    names = [name for name in SavedCompletion.__dataclass_fields__ if name not in ("file", "offset")]
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read ({error.strerror}); give the path of a JSONL file") from None
+    with file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    graded = Graded.model_validate_json(line)
+                except ValidationError as error:
+                    raise RequestError(f"{path}, line {number}: {first_error(error)}") from None
+                graded.problem_id, graded.reason = sys.intern(graded.problem_id), sys.intern(graded.reason)
+                rows.append(SavedCompletion(*(getattr(graded, name) for name in names), path, offset))
+            offset += len(line)
+    return rows
 
 
 def load_training_run(label: str, folder: str | Path) -> TrainingRun:
