@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vr1lib.data import sources
 from vr1lib.data.readers.pictures import find_picture, row_pictures
 from vr1lib.data.readers.rows import Place, Reject, RowFault, file_rows
-from vr1lib.data.sources import Loaded, check_problem
 from vr1lib.records import Problem, RequestError
 
 Row = dict[str, Any]
@@ -70,18 +70,18 @@ class Published:
 
     def load(
         self, data: str | Path | None = None, data_root: str | Path | None = None, panels: str | Path | None = None
-    ) -> Loaded:
+    ) -> sources.Loaded:
         """The problems that can be shown, and the others with the reason. `panels`: folder for pictures inside rows."""
         if data is None and data_root is None:
             raise RequestError(f"benchmark {self.name} needs 'data', its folder or the hub's id {self.hub!r}; give it")
         files = find(data if data is not None else Path(data_root) / self.name, self.patterns, self.hub)
-        loaded = Loaded(files=files)
+        loaded = sources.Loaded(files=files)
         for row, at in self._rows(files, Path(panels) if panels else None, True):
             name = f"{at.file.name}, {at.name}"
             try:
                 problem = self.read(row, at)
                 name = problem.id
-                check_problem(problem)
+                sources.check_problem(problem)
             except RowFault as fault:
                 loaded.rejects.append(Reject(id=name, reason=fault.reason, detail=fault.detail, source=self.name))
             else:
@@ -137,3 +137,45 @@ def json_or_file_rows(path: Path) -> Iterator[tuple[str, Any]]:
         yield from ((f"row {number}", row) for number, row in enumerate(content, start=1))
     else:
         raise RequestError(f"{path}: holds neither rows nor a list of them; give the published file")
+
+
+# ------------------------------------------------------------------------------------ benchmarks that are sources too
+
+
+def source_problems(name: str, data: str | Path) -> list[Problem]:
+    """Every problem of a training source's published files in the folder, file or hub id `data`, without pictures.
+
+    Raises RequestError for a row that is none, and if ids repeat.
+    """
+    found = sources.locate(*_source_place(name, data))
+    problems: dict[str, Problem] = {}
+    for file in found.files:
+        for row_name, row in found.source.rows(file):
+            try:
+                problem = found.source.read(row, Place(found.folder, found.split))
+            except RowFault as fault:
+                told = f"{fault.reason} ({fault.detail})" if fault.detail else fault.reason
+                raise RequestError(f"{file}, {row_name}: {told}; give the published file") from None
+            if problems.setdefault(problem.id, problem) is not problem:
+                raise RequestError(f"data = {str(data)!r}: id {problem.id!r} occurs twice; give one split's files")
+    return list(problems.values())
+
+
+def load_source(
+    name: str, data: str | Path | None, data_root: str | Path | None, panels: str | Path | None
+) -> sources.Loaded:
+    """The problems of a training source that can be shown, and every other row with the reason."""
+    place = (name, data_root, None) if data is None else _source_place(name, data)
+    return sources.load(place[0], place[1], place[2], panels=panels)
+
+
+def _source_place(name: str, data: str | Path) -> tuple[str, Path | None, str | None]:
+    """What `sources.load` takes for a folder, one split's file, or the hub's id: source, its folder, its split."""
+    path, hub = Path(data), sources.SOURCES[name].hub
+    if path.is_file():
+        return name, path.parent, path.stem
+    if path.is_dir():
+        return name, path, None
+    if str(data).lower() != hub.lower():
+        raise RequestError(f"data = {str(data)!r}: no such file or folder; give one, or the hub's id {hub!r}")
+    return hub, None, None

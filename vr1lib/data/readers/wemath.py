@@ -34,7 +34,7 @@ def split_options(text: str) -> list[str]:
     position = 0
     for letter in OPTION_LETTERS:
         before = r"^\s*" if letter == "A" else r";\s*"
-        label = re.compile(rf"{before}{letter}\s*[.:、]").search(text, position)
+        label = re.compile(rf"{before}{letter}\s*[.:、．：]").search(text, position)
         if label is None and letter != "A":
             label = re.compile(rf"\s{letter}\s*\.\s").search(text, position)
         if label is None:
