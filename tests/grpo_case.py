@@ -125,6 +125,7 @@ def train(
         Schedule(stages),
         log=log,
         log_completions=lambda graded, by_id: write_jsonl(out / "completions.jsonl", graded, append=True),
+        log_evaluation=lambda graded: write_jsonl(out / "evaluation.jsonl", graded, append=True),
         evaluation_problems=problems[:3],
         checkpoints=Checkpoints(out / "checkpoints", every=checkpoint_every) if checkpoint_every else None,
         resume_from=resume_from,

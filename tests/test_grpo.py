@@ -136,9 +136,22 @@ def test_learning_rate_warms_up_by_the_step_and_then_stays(vlm, problems):
 
 
 def test_evaluation_comes_first_last_and_every_so_many_steps(vlm, problems):
-    rows = run(vlm, problems, [(6, 2, 5)], replace(PLAIN, evaluate_every=2), evaluation_problems=problems[:3])
+    settings, answers = replace(PLAIN, evaluate_every=2), []
+    options = {"evaluation_problems": problems[:3], "log_evaluation": answers.append}
+    rows = run(vlm, problems, [(6, 2, 5)], settings, **options)
     assert [row["step"] for row in rows if "eval/accuracy" in row] == [0, 2, 4, 5]
     assert all(row["eval/n"] == 3 for row in rows if "eval/n" in row)
+    assert [{row.step for row in graded} for graded in answers] == [{0}, {2}, {4}, {5}]
+    assert all([row.problem_id for row in graded] == [each.id for each in problems[:3]] for graded in answers)
+    told = [row["eval/length_mean"] for row in rows if "eval/n" in row]
+    assert told == [sum(row.tokens for row in graded) / 3 for graded in answers]
+
+
+@pytest.mark.parametrize(("limit", "longest"), [(None, 9), (4, 4)])
+def test_evaluation_has_one_limit_the_longest_stages_or_its_own(vlm, problems, limit, longest):
+    settings, answers = replace(PLAIN, evaluate_every=1, evaluation_max_completion_tokens=limit), []
+    run(vlm, problems, [(6, 2, 1), (9, 2, 1)], settings, evaluation_problems=problems, log_evaluation=answers.append)
+    assert [max(row.tokens for row in graded) for graded in answers] == [longest] * 3
 
 
 def test_problems_that_cannot_teach_are_left_out_with_reasons(vlm, problems, tmp_path):

@@ -32,10 +32,11 @@ def compare(case, folder, spread, weights="model.safetensors", stages=STAGES, **
     for mine, other in zip(ours, theirs, strict=True):
         assert mine == pytest.approx(other, rel=1e-5, abs=1e-5, nan_ok=True)
     texts = [
-        [(row["step"], row["problem_id"], row["sample"], row["text"]) for row in read_lines(out / "completions.jsonl")]
+        [(row["step"], row["problem_id"], row["sample"], row["text"]) for row in read_lines(out / name)]
         for out in (one, two)
+        for name in ("completions.jsonl", "evaluation.jsonl")
     ]
-    assert texts[0] == texts[1]
+    assert texts[:2] == texts[2:]
     mine, other = (load_file(out / "model" / weights) for out in (one, two))
     assert mine.keys() == other.keys()
     for name in mine:

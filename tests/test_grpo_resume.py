@@ -12,6 +12,7 @@ from vr1lib.training.checkpoint import newest_checkpoint, read_state
 
 STAGES = ((6, 4, 2), (8, 2, 2))
 KILLED = -9
+TEXTS = ("completions.jsonl", "evaluation.jsonl")
 METHODS = {
     "full": {"updates_per_step": 2, "dynamic_sampling_refills": 1},
     "lora": {"method": "lora", "dropout": 0.3},
@@ -35,25 +36,25 @@ def case(tmp_path_factory):
 def record_of(out):
     weights = load_file(next((out / "model").glob("*model.safetensors")))
     rows = [without_times(row) for row in read_lines(out / "metrics.jsonl")]
-    return weights, {row["step"]: row for row in rows}, (out / "completions.jsonl").read_text().splitlines()
+    texts = [(out / name).read_text() for name in TEXTS if (out / name).exists()]
+    return weights, {row["step"]: row for row in rows}, texts
 
 
 def assert_goes_on_like(straight, out, case, processes=1, **options):
     """Resume `out` from its newest checkpoint and hold it beside the straight run."""
     start = newest_checkpoint(out / "checkpoints", lambda line: None)
     done = read_state(start)["step"] if start else 0
-    lines = read_lines(out / "completions.jsonl")
-    kept = sum(1 for line in lines if line["step"] <= done)
-    text = (out / "completions.jsonl").read_text().splitlines(keepends=True)
-    (out / "completions.jsonl").write_text("".join(text[:kept]))
+    for path in [out / name for name in TEXTS if (out / name).exists()]:
+        kept = sum(1 for line in read_lines(path) if line["step"] <= done)
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:kept]))
     before = [row for row in read_lines(out / "metrics.jsonl") if row["step"] <= done]
     (out / "metrics.jsonl").write_text("")
     assert run_in_processes(train, case, out, processes=processes, resume_from=start, **options) == [0] * processes
     resumed = [row["step"] for row in read_lines(out / "metrics.jsonl")]
     assert resumed == list(range(done + 1, 5))  # and no step 0
-    weights, metrics, completions = record_of(out)
+    weights, metrics, texts = record_of(out)
     assert repr({row["step"]: without_times(row) for row in before} | metrics) == repr(straight[1])
-    assert completions == straight[2]
+    assert texts == straight[2]
     assert weights.keys() == straight[0].keys()
     assert all(torch.equal(value, straight[0][name]) for name, value in weights.items())
     seconds = [row["seconds"] for row in [*before, *read_lines(out / "metrics.jsonl")]]
@@ -65,7 +66,7 @@ def test_a_killed_run_goes_on_bit_for_bit(case, tmp_path, method):
     options = {"stages": STAGES, "checkpoint_every": 1, "evaluate_every": 2, "warmup_steps": 3, **METHODS[method]}
     assert run_in_processes(train, case, tmp_path / "straight", **options) == [0]
     straight = record_of(tmp_path / "straight")
-    assert all(straight[1][step]["grad_norm"] > 0 for step in range(1, 5))
+    assert all(straight[1][step]["grad_norm"] > 0 for step in range(1, 5)) and len(straight[2]) == len(TEXTS)
 
     # killed at the stage change: step 3 is logged and not saved, the checkpoint of step 2 is the last of stage 0
     out = tmp_path / "killed"

@@ -1,5 +1,6 @@
 """Every notebook executed at tiny size, in the order of the chain: each finds what its predecessors wrote."""
 
+import itertools
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ ARTEFACTS = {
     "00_base_model": ["model/model.safetensors", "model/vr1_spec.json", "metrics.jsonl"],
     "10_data_building": ["cold.jsonl", "rl.jsonl", "test.jsonl", "rejects.jsonl", "ledger.json", "images"],
     "20_cold_sft": ["model/model.safetensors", "model/vr1_spec.json", "metrics.jsonl"],
-    "30_ptst_grpo": ["model/model.safetensors", "metrics.jsonl", "completions.jsonl"],
+    "30_ptst_grpo": ["model/model.safetensors", "metrics.jsonl", "completions.jsonl", "evaluation_problems.jsonl"],
     "40_benchmark": ["scores.json", "completions.jsonl", "problems.jsonl"],
     "50_analysis": ["summary.json", "report.html", "tables/table_4.csv", "figures"],
 }
@@ -118,6 +119,10 @@ def test_every_stage_of_the_schedule_left_completions(chain):
     stages = {row.stage for row in read_jsonl(folder / "completions.jsonl", Graded)}
     schedule = nbformat.read(folder / "notebook.ipynb", as_version=4).metadata.papermill.parameters["stages"]
     assert len(stages) == len(schedule) >= 2
+    held_out = [problem.id for problem in read_jsonl(folder / "evaluation_problems.jsonl", Problem)]
+    evaluations = itertools.groupby(read_jsonl(folder / "evaluation.jsonl", Graded), key=lambda row: row.step)
+    answered = {step: [row.problem_id for row in rows] for step, rows in evaluations}
+    assert answered == {0: held_out, 2: held_out, 3: held_out}
 
 
 def test_scores_count_what_was_graded(chain):

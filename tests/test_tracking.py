@@ -346,6 +346,7 @@ def test_resumed_run_keeps_folder_and_record_up_to_its_checkpoint(begin, capsys)
     checkpoint(run.folder, 1, run.record.sizes(), wandb_run_id="abc")
     run.log({"step": 2, "loss": 2.0})
     run.log_completions([graded("p1")], {"p1": problem("p1")})
+    run.log_evaluation([graded("p1")])
     with run.record.metrics.open("a") as file:
         file.write('{"step": 3, "lo')  # killed while writing
     run.close("interrupted")
@@ -353,7 +354,7 @@ def test_resumed_run_keeps_folder_and_record_up_to_its_checkpoint(begin, capsys)
     assert again.folder == run.folder and not run.folder.with_name("default~1").exists()
     assert again.resume_from.name == "step-000001" and again.manifest["resumed_from"].endswith("step-000001")
     assert [row["step"] for row in lines(again)] == [1]
-    assert again.record.completions.read_text() == ""
+    assert again.record.completions.read_text() == again.record.evaluation.read_text() == ""
     assert again.manifest["started_at"] == run.manifest["started_at"] and again.manifest["status"] == "running"
     assert "resumed from outputs/20_cold_sft/default/checkpoints/step-000001" in capsys.readouterr().err
 

@@ -39,6 +39,7 @@ from vr1lib.training.processes import SEEING, TrainingStopped, memory_metrics, s
 from vr1lib.training.rollouts import (
     Clock,
     Rollout,
+    answer_held_out,
     evaluation_metrics,
     harvest,
     roll_out,
@@ -72,6 +73,7 @@ def train_grpo(
     *,
     log: Callable[[dict], None],
     log_completions: Callable[[list[Graded], dict[str, Problem]], None] = lambda graded, problems: None,
+    log_evaluation: Callable[[list[Graded]], None] = lambda graded: None,
     evaluation_problems: Sequence[Problem] = (),
     checkpoints: Checkpoints | None = None,
     resume_from: Path | None = None,
@@ -79,9 +81,10 @@ def train_grpo(
 ) -> None:
     """Train the session's policy in place; every process must call, the first one logs for all.
 
-    `log` gets one dictionary a step; keys are explained in docs/metrics.md. `resume_from` is a checkpoint to go on
-    from, bit for bit on the CPU. A step whose loss or gradient is NaN or Inf is skipped and left in `dump_folder` to be
-    looked at; raises TrainingStopped after `max_bad_steps` of them in a row.
+    `log` gets one dictionary a step; keys are explained in docs/metrics.md. `log_evaluation` gets the graded answers to
+    `evaluation_problems` before the first step, every `evaluate_every` steps and at the end. `resume_from` is a
+    checkpoint to go on from, bit for bit on the CPU. A step whose loss or gradient is NaN or Inf is skipped and left in
+    `dump_folder` to be looked at; raises TrainingStopped after `max_bad_steps` of them in a row.
     """
     settings, accelerator, optimizer = session.settings, session.accelerator, session.optimizer
     by_id = {problem.id: problem for problem in [*problems, *evaluation_problems]}
@@ -90,7 +93,10 @@ def train_grpo(
         due = settings.evaluate_every and (step % settings.evaluate_every == 0 or step == schedule.total_steps)
         if not (due and evaluation_problems):
             return {}
-        return evaluation_metrics(session, evaluation_problems, schedule, step, stage_index)
+        graded = answer_held_out(session, evaluation_problems, schedule, step, stage_index)
+        if accelerator.is_main_process:
+            log_evaluation(graded)
+        return evaluation_metrics(graded)
 
     if resume_from:
         progress = Progress(**load_checkpoint(resume_from, session.vlm, optimizer, accelerator))

@@ -222,18 +222,20 @@ def rollout_metrics(graded: Sequence[Graded], group_size: int) -> dict[str, floa
     }
 
 
-def evaluation_metrics(
+def answer_held_out(
     session: Session, problems: Sequence[Problem], schedule: Schedule, step: int, stage_index: int
-) -> dict[str, float]:
-    """Accuracy and length on problems never trained on, under the longest stage's limit and with the same chance
-    throughout, so that two evaluations differ by the policy alone. Every process must call, and answers its share."""
+) -> list[Graded]:
+    """Graded answers to problems never trained on, in their order, under one limit (the longest stage's, if none is
+    set) and with the same chance throughout, so that two evaluations differ by the policy alone. Every process must
+    call, and answers its share."""
     settings, accelerator = session.settings, session.accelerator
+    longest = max(stage.max_completion_tokens for stage in schedule.stages)
     session.update_sampler()
-    share = problems[accelerator.process_index :: accelerator.num_processes]
+    share = range(accelerator.process_index, len(problems), accelerator.num_processes)
     completions = complete(
         session.sampler,
-        share,
-        max_completion_tokens=max(stage.max_completion_tokens for stage in schedule.stages),
+        [problems[place] for place in share],
+        max_completion_tokens=settings.evaluation_max_completion_tokens or longest,
         temperature=settings.evaluation_temperature,
         top_p=settings.evaluation_top_p,
         batch_size=settings.evaluation_batch_size,
@@ -241,7 +243,12 @@ def evaluation_metrics(
         step=step,
         stage=stage_index,
     )
-    graded = gather_object([grade_completion(*pair) for pair in zip(completions, share, strict=True)])
+    graded = [(place, grade_completion(row, problems[place])) for place, row in zip(share, completions, strict=True)]
+    return [row for _, row in sorted(gather_object(graded), key=lambda item: item[0])]
+
+
+def evaluation_metrics(graded: Sequence[Graded]) -> dict[str, float]:
+    """Accuracy and length of an evaluation."""
     return {
         "eval/accuracy": mean([row.answer_ok for row in graded]),
         "eval/length_mean": mean([row.tokens for row in graded]),

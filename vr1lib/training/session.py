@@ -51,6 +51,7 @@ class GrpoSettings:
     evaluate_every: int = 0
     evaluation_temperature: float = 0.6
     evaluation_top_p: float = 0.95
+    evaluation_max_completion_tokens: int | None = None
     evaluation_batch_size: int = 64
     seed: int = 0
 

@@ -156,17 +156,20 @@ def ptst_grpo(
     record: Run | Record,
     resume_from: Path | None,
 ) -> None:
-    """30_ptst_grpo's training. Leaves model/."""
+    """30_ptst_grpo's training. Leaves model/, and evaluation_problems.jsonl with pictures if any are held out."""
     schedule = Schedule([tuple(stage) for stage in params.stages])
     session = grpo.prepare(vlm, grpo_settings(params))
     if params.preflight:
         tell(preflight_grpo(session, problems, schedule), folder)
+    if held_out and first_process():
+        write_jsonl(folder / "evaluation_problems.jsonl", sources.gather_pictures(held_out, folder))
     grpo.train_grpo(
         session,
         problems,
         schedule,
         log=record.log,
         log_completions=record.log_completions,
+        log_evaluation=record.log_evaluation,
         evaluation_problems=held_out,
         checkpoints=checkpoints_of(params, folder, record),
         resume_from=resume_from,

@@ -285,6 +285,9 @@ class PtstGrpoParameters(TrainingParameters):
     rollout_rows: int = Field(64, ge=1, description="Completions sampled at once in one process; our choice.")
     micro_batch_tokens: int = Field(8192, ge=1, description="Padded tokens per forward pass of an update; our choice.")
     evaluation_limit: int = Field(96, ge=1, description="At most so many held-out problems; our choice.")
+    evaluation_max_completion_tokens: int | None = Field(
+        None, ge=1, description="Longest answer to them; null: the longest stage's. One number makes schedules alike."
+    )
     evaluate_every: int = Field(25, ge=1, description="Steps between two evaluations (Figure 1E: 25 to 50).")
 
 

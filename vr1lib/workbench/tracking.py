@@ -47,10 +47,14 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "data
 
 
 class Record:
-    """metrics.jsonl and completions.jsonl of a run folder: on disk when the call returns, whoever writes them."""
+    """The growing files of a run folder: on disk when the call returns, whoever writes them.
+
+    metrics.jsonl, completions.jsonl and, of GRPO's answers to held-out problems, evaluation.jsonl.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.metrics, self.completions = folder / "metrics.jsonl", folder / "completions.jsonl"
+        self.evaluation = folder / "evaluation.jsonl"
         self.started = time.monotonic()
 
     def log(self, metrics: Mapping[str, Any]) -> None:
@@ -67,15 +71,21 @@ class Record:
         """Append graded completions to completions.jsonl."""
         write_jsonl(self.completions, graded, append=True)
 
+    def log_evaluation(self, graded: Sequence[Graded]) -> None:
+        """Append the graded answers of one evaluation to evaluation.jsonl."""
+        write_jsonl(self.evaluation, graded, append=True)
+
+    def files(self) -> list[Path]:
+        return [path for path in (self.metrics, self.completions, self.evaluation) if path.exists()]
+
     def sizes(self) -> dict[str, int]:
         """Bytes of each file now; a checkpoint remembers them."""
-        return {path.name: path.stat().st_size for path in (self.metrics, self.completions) if path.exists()}
+        return {path.name: path.stat().st_size for path in self.files()}
 
     def rewind(self, sizes: Mapping[str, int]) -> None:
         """Cut the files back to the sizes that a checkpoint remembers; a line half written goes with the rest."""
-        for path in (self.metrics, self.completions):
-            if path.exists():
-                os.truncate(path, min(sizes.get(path.name, 0), path.stat().st_size))
+        for path in self.files():
+            os.truncate(path, min(sizes.get(path.name, 0), path.stat().st_size))
 
 
 class Run:
@@ -100,6 +110,10 @@ class Run:
         """Record.log_completions; W&B gets a table of some of them with their pictures."""
         self.record.log_completions(graded, problems)
         self.board.log_completions(graded, problems)
+
+    def log_evaluation(self, graded: Sequence[Graded]) -> None:
+        """Record.log_evaluation; of the answers to held-out problems W&B has the metrics."""
+        self.record.log_evaluation(graded)
 
     def save_figure(self, figure: Any, name: str) -> Path:
         """A matplotlib figure as figures/NAME.png and as a W&B image."""
