@@ -1,12 +1,13 @@
 """Saved completions of any run with the problems they answer: what the browser shows and the replay grades again."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vr1lib.analysis.runs import read_json
-from vr1lib.records import Graded, Problem, RequestError, read_jsonl
+from vr1lib.analysis.runs import AnyGraded, read_completions, read_json
+from vr1lib.benchmarks.catalogue import BENCHMARKS
+from vr1lib.records import Problem, RequestError, read_jsonl
 
 
 @dataclass
@@ -14,7 +15,7 @@ class Saved:
     """The graded completions of one file, in its order, and their problems by id, as far as they were found."""
 
     path: Path
-    graded: list[Graded]
+    graded: Sequence[AnyGraded]
     problems: dict[str, Problem]
 
     def require_all_problems(self) -> None:
@@ -34,7 +35,7 @@ def load_saved(path: str | Path, problems: str | Path | None = None) -> Saved:
     """
     path = Path(path)
     file = path / "completions.jsonl" if path.is_dir() else path
-    graded = list(read_jsonl(file, Graded))
+    graded = read_completions(file)
     wanted = {row.problem_id for row in graded}
     if problems is not None:
         found = {problem.id: problem for problem in read_jsonl(problems, Problem) if problem.id in wanted}
@@ -57,3 +58,9 @@ def find_problems(folder: Path, manifest: Mapping[str, Any], wanted: set[str]) -
             except RequestError:
                 continue  # an input of another kind, such as cold-start rows
     return found
+
+
+def benchmark_of(problem: Problem) -> str | None:
+    """The benchmark whose rules a problem follows, None for a problem of none."""
+    name = problem.meta.get("benchmark", problem.source)
+    return name if name in BENCHMARKS else None

@@ -1,7 +1,7 @@
 """HTML by hand: one self-contained page, its tables, figures and problem cards.
 
-No server and no script: pictures travel inside as data URLs, so the page opens offline and can be mailed. All text from
-runs is escaped, for a completion can hold anything.
+No server: pictures travel inside as data URLs, so the page opens offline and can be mailed. All text from runs is
+escaped, for a completion can hold anything; the one script is that of the browser of completions.
 """
 
 import base64
@@ -52,6 +52,11 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; paddi
   font-size: .85rem; }
 details { margin: .3rem 0; } summary { cursor: pointer; }
 code { overflow-wrap: anywhere; }
+.filters { display: flex; flex-wrap: wrap; gap: .4rem .8rem; padding: .6rem; background: #f3f3f3; }
+.filters label { font-size: .85rem; } .filters select, .filters input { font: inherit; max-width: 14rem; }
+.facts { font-size: .9rem; } .example:focus { outline: 2px solid #4a86b8; outline-offset: 2px; }
+.chip.same { border-color: #1b6e3c; color: #1b6e3c; } .chip.opposite { border-color: #a3321f; color: #a3321f; }
+.browser .example p { margin: .2rem 0; } .more { font: inherit; padding: .4rem 1.2rem; }
 @media print { details { display: block; } }
 """
 
@@ -107,7 +112,10 @@ def figure_html(picture: Picture) -> str:
 
 
 def thumbnail(path: str | Path) -> str:
-    """A picture as a data URL, at most PICTURE_SIDE pixels; small ones are enlarged by whole factors, so stay sharp."""
+    """A picture as a data URL, at most PICTURE_SIDE pixels; small ones are enlarged by whole factors, so stay sharp.
+
+    PNG or JPEG, whichever is smaller: drawings come out as the one, photographs as the other.
+    """
     picture = open_image(path)
     longest = max(picture.size)
     if longest > PICTURE_SIDE:
@@ -115,13 +123,21 @@ def thumbnail(path: str | Path) -> str:
     elif longest * 2 <= PICTURE_SIDE:
         factor = PICTURE_SIDE // longest
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    return min((data_url(kind, encoded(picture, kind)) for kind in ("png", "jpeg")), key=len)
+
+
+def encoded(picture: Image.Image, kind: str) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return png_url(buffer.getvalue())
+    picture.save(buffer, format=kind)
+    return buffer.getvalue()
 
 
 def png_url(content: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    return data_url("png", content)
+
+
+def data_url(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def example_html(problem: Problem, answers: Mapping[str, Graded], note: str = "") -> str:

@@ -11,18 +11,19 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
 
-from vr1lib.analysis.completions import Saved, load_saved
+from vr1lib.analysis.completions import Saved, benchmark_of, load_saved
+from vr1lib.analysis.runs import AnyGraded
 from vr1lib.answers import grade_answer
 from vr1lib.benchmarks.catalogue import BENCHMARKS
 from vr1lib.benchmarks.extraction import Wanted
 from vr1lib.benchmarks.predictions import Prediction
 from vr1lib.benchmarks.scoring import Protocol, verdict
-from vr1lib.records import Graded, Problem, RequestError
+from vr1lib.records import Problem, RequestError
 from vr1lib.reward import RewardKind, grade
 
 TAIL_CHARACTERS = 160  # of a changed completion's text; the answer stands at the end
@@ -58,7 +59,7 @@ def replay(
     reward = reward or "hard"
     regraded = [regrade(row, saved.problems[row.problem_id], reward, protocol) for row in saved.graded]
     pairs = list(zip(saved.graded, regraded))
-    by_stage: dict[int, list[tuple[Graded, Regraded]]] = defaultdict(list)
+    by_stage: dict[int, list[tuple[AnyGraded, Regraded]]] = defaultdict(list)
     for row, again in pairs:
         by_stage[row.stage].append((row, again))
     stages = [{"stage": stage + 1, **difference(rows)} for stage, rows in sorted(by_stage.items())]
@@ -75,22 +76,17 @@ def replay(
     }
 
 
-def regrade(row: Graded, problem: Problem, reward: RewardKind, protocol: Protocol | None) -> Regraded:
+def regrade(row: AnyGraded, problem: Problem, reward: RewardKind, protocol: Protocol | None) -> Regraded:
     """One completion under a protocol, or without one under a reward."""
     if protocol is None:
         again = grade(row.text, problem.answer, problem.choices, reward)
         return Regraded(row.reward, again.reward, row.reason, again.reason, again.extracted)
-    said = verdict(benchmark_of(problem), problem, Prediction(row.text, None, False), protocol)
+    name = benchmark_of(problem)
+    said = verdict(BENCHMARKS[name] if name else OF_NO_BENCHMARK, problem, Prediction(row.text, None, False), protocol)
     read_as = None if said.answer is None else str(said.answer)
     return Regraded(
         row.reward, float(said.right), row.reason, f"{said.source}, {'right' if said.right else 'wrong'}", read_as
     )
-
-
-def benchmark_of(problem: Problem) -> ModuleType | SimpleNamespace:
-    """The module of the problem's benchmark; for a problem of none, our grader over what the extraction rules find."""
-    name = problem.meta.get("benchmark", problem.source)
-    return BENCHMARKS.get(name, OF_NO_BENCHMARK)
 
 
 def wanted(problem: Problem) -> Wanted:
@@ -104,7 +100,7 @@ def wanted(problem: Problem) -> Wanted:
     return Wanted("float")
 
 
-OF_NO_BENCHMARK = SimpleNamespace(
+OF_NO_BENCHMARK = SimpleNamespace(  # our grader over what the extraction rules find
     wanted=wanted,
     is_right=lambda extraction, problem: grade_answer(str(extraction), problem.answer, problem.choices).ok,
 )
@@ -113,7 +109,7 @@ OF_NO_BENCHMARK = SimpleNamespace(
 # ------------------------------------------------------------------------------------------------------ what it changes
 
 
-def difference(pairs: Sequence[tuple[Graded, Regraded]]) -> dict[str, Any]:
+def difference(pairs: Sequence[tuple[AnyGraded, Regraded]]) -> dict[str, Any]:
     """Counts, mean rewards, and what it means for training."""
     count = max(1, len(pairs))
     return {
@@ -127,7 +123,7 @@ def difference(pairs: Sequence[tuple[Graded, Regraded]]) -> dict[str, Any]:
     }
 
 
-def group_changes(pairs: Sequence[tuple[Graded, Regraded]]) -> dict[str, Any] | None:
+def group_changes(pairs: Sequence[tuple[AnyGraded, Regraded]]) -> dict[str, Any] | None:
     """How many groups teach before and after, and the share of their completions whose advantage changes its sign or
     side. None without a group of two."""
     import torch
@@ -162,7 +158,7 @@ def group_changes(pairs: Sequence[tuple[Graded, Regraded]]) -> dict[str, Any] | 
     return {key: counts[key] for key in keys} | shares
 
 
-def groups_of(pairs: Iterable[tuple[Graded, Regraded]]) -> list[list[Regraded]]:
+def groups_of(pairs: Iterable[tuple[AnyGraded, Regraded]]) -> list[list[Regraded]]:
     """Completions of one problem in one step, in the order of the file."""
     groups: dict[tuple[int, int, str], list[Regraded]] = defaultdict(list)
     for row, again in pairs:
@@ -190,7 +186,7 @@ def kind_of(reason: str) -> str:
     return f"number: … {number[1]} …" if number else re.sub(r"^option .*", "option …", reason)
 
 
-def changed_row(row: Graded, again: Regraded, problem: Problem) -> dict[str, Any]:
+def changed_row(row: AnyGraded, again: Regraded, problem: Problem) -> dict[str, Any]:
     place = {"problem_id": row.problem_id, "stage": row.stage, "step": row.step, "sample": row.sample}
     return place | asdict(again) | {"gold": problem.answer, "tail": row.text[-TAIL_CHARACTERS:]}
 

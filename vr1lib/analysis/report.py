@@ -21,7 +21,7 @@ from vr1lib.analysis.page import Picture, answer_html, example_html, figure_html
 from vr1lib.analysis.runs import ScoredModel, is_number, read_json, read_metrics
 from vr1lib.analysis.statistics import REFLECTION_WORDS, accuracy_interval, count_words
 from vr1lib.analysis.tables import group_scores, summary, table_4
-from vr1lib.records import Graded, Problem, RequestError, read_jsonl
+from vr1lib.records import Graded, RequestError, read_jsonl
 
 CURVES = (
     "reward/mean",
