@@ -33,8 +33,8 @@ _REFERS_BY_LETTER = re.compile(
     r"|(?<![\w'])\(?[A-J]\)?\s*(?:,|and|or|&)\s*\(?[A-J]\)?(?![\w'])"
 )
 _REFERS_TO_ALL = re.compile(
-    r"\b(?:all|none|any|both|neither|either|one|two)(?: of)?(?: the)? (?:above|below|these|them|others?|options|choices)"
-    r"\b|\b(?:the above|of the other)\b|\bno (?:correct|right) (?:answer|option)\b|\bnot (?:given|listed)\b"
+    r"\b(?:all|none|any|both|neither|either)(?: of)?(?: the)? (?:above|below|these|them|others?|options|choices)\b"
+    r"|\b(?:the above|of the other)\b|\bno (?:correct|right) (?:answer|option)\b|\bnot (?:given|listed)\b"
     r"|^\W*(?:none|all|neither|both)\W*$",
     re.IGNORECASE,
 )
