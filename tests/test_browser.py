@@ -117,7 +117,7 @@ def test_a_page_keeps_its_byte_budgets(problems, monkeypatch):
     graded = [row.model_copy(update={"text": "é" * 20_000}) for row in many(problems, 12)]
     html = "".join(browser_html([pick("CI", graded, by_id(problems))]))
     data = data_of(html)
-    assert sum(map(len, data["pictures"])) <= 2_000 and "pictures are not: not found, or beyond the page's size" in html
+    assert sum(map(len, data["pictures"])) <= 2_000 and "beyond the size of a page)" in html
     assert 0 < len(data["rows"]) < 12 and f"{len(data['rows'])} of 12 completions" in html
     assert sum(len(json.dumps(row)) for row in data["rows"]) <= 200_000 + 200 * len(data["rows"])
     assert "[… 15,000 characters …]" in data["rows"][0]["text"]
@@ -128,7 +128,7 @@ def test_a_missing_picture_or_problem_is_said(problems, tmp_path):
     rows = [completion_of(gone, True, 1), completion_of(problems[1], True, 1)]
     html = "".join(browser_html([pick("CI", rows, {gone.id: gone})]))
     data = data_of(html)
-    assert [problem["leftOut"] for problem in data["problems"]] == [1, 0] and "1 pictures are not" in html
+    assert [problem["leftOut"] for problem in data["problems"]] == [1, 0] and "beyond the size of a page): 1." in html
     assert data["problems"][1]["question"] == "(its problem is not found)"
 
 

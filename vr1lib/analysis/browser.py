@@ -107,7 +107,7 @@ def said_of(picked: Sequence[Picked], shown: int, pictures_left_out: int) -> str
         said += ", drawn evenly over verdict, length and stage of each run: shares among them are not the run's"
     said += ". j and k step through them."
     if pictures_left_out:
-        said += f" {pictures_left_out:,} pictures are not: not found, or beyond the page's size."
+        said += f" Pictures left out (not found, or beyond the size of a page): {pictures_left_out:,}."
     return said
 
 
