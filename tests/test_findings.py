@@ -1,5 +1,5 @@
 import pytest
-from synthetic_runs import completion_of, synthetic_problems
+from synthetic_runs import synthetic_problems
 from test_tables import model_of
 
 from vr1lib.analysis import findings as say
@@ -130,8 +130,9 @@ def test_reflection_that_training_removes_is_told(problems):
 
 
 def test_words_are_counted_per_50_completions(problems):
-    graded = [completion_of(problem, True, 3) for problem in problems[:10]]
-    assert say.words_per_50(graded) == {"Wait": 100, "Hmm": 0, "Alternatively": 0}
+    model = model_of("CI", problems[:10], [1] * 10, 3)
+    assert say.words_per_50(model) == {"Wait": 100, "Hmm": 0, "Alternatively": 0}
+    assert list(say.words_each(model)) == [2] * 10
 
 
 def test_the_headline_is_the_last_model_against_the_one_before(problems):
@@ -139,3 +140,26 @@ def test_the_headline_is_the_last_model_against_the_one_before(problems):
     assert say.headline(models).startswith("Vision-R1 is above CI: +100.0 points")
     assert say.headline(models[:1]).startswith("CI is right on 0.0 %")
     assert "No run of ours" in say.headline([])
+
+
+def test_long_and_zero_are_set_against_the_final_model(problems):
+    long = model_of("Long", problems, [1] * 20 + [0] * 40)
+    zero = model_of("Vision-R1-Zero", problems, [1] * 55 + [0] * 5)
+    found = say.findings([long, zero, model_of("Vision-R1", problems, [1] * 40 + [0] * 20)], [])
+    assert by_claim(found, "full length from the start").verdict == "as in the paper"
+    assert by_claim(found, "RL alone").verdict == "the opposite of the paper"
+
+
+def test_the_reward_over_training_is_told_with_its_direction():
+    def run(rewards):
+        return TrainingRun(
+            "PTST", "runs/ptst", [{"step": 1 + at, "reward/mean": r} for at, r in enumerate(rewards)], []
+        )
+
+    (risen,) = say.reward_rises(run([0.2, 0.25, 0.3, 0.25, 0.4, 0.5, 0.6, 0.55, 0.6, 0.65]))
+    assert (
+        risen.verdict == "as in the paper" and "PTST: 0.250 → 0.600, last against first 4 steps: +0.350" in risen.ours
+    )
+    (fallen,) = say.reward_rises(run([0.6, 0.65, 0.6, 0.65, 0.2, 0.25, 0.2, 0.25]))
+    assert fallen.verdict == "the opposite of the paper"
+    assert say.reward_rises(run([0.1, 0.9])) == []

@@ -11,21 +11,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from vr1lib.analysis.comparisons import Comparison, compare
-from vr1lib.analysis.runs import ScoredModel, TrainingRun
+from vr1lib.analysis.runs import AnyGraded, ScoredModel, TrainingRun
 from vr1lib.analysis.statistics import (
+    REFLECTION_WORDS,
     Interval,
     LengthBin,
-    count_words,
     length_thirds,
     stratified_difference,
     unpaired_difference,
 )
 from vr1lib.analysis.tables import paper_role, paper_series
-from vr1lib.records import Graded
 
+Roles = tuple[str, str, int]
 Verdict = Literal["as in the paper", "the opposite of the paper", "undecided", "not tested"]
 AHA_WORDS = ("Wait", "Hmm", "Alternatively")  # Figure 1C
+AHA_COLUMNS = [REFLECTION_WORDS.index(word) for word in AHA_WORDS]
 PER = 50  # Figure 1C counts words over 50 samples
 
 
@@ -49,22 +52,47 @@ def findings(
     cold = by_label.get(cold_started) or by_role.get("CI")
     staged = [run for run in training_runs if len(run.spans) > 1]
     return [
-        cold_start_lowers_accuracy(base, cold),
+        accuracy_finding(
+            "Learning to think at length costs accuracy at first: the cold-started model is below its base.",
+            "49.6 % → 44.5 % (Tables 1 and 4)",
+            base,
+            cold,
+            ("base", "CI", -1),
+        ),
         overthinking(cold),
-        ptst_lifts_accuracy(cold, final),
-        ends_above_base(base, final),
+        accuracy_finding(
+            "GRPO with progressive thinking suppression lifts the cold-started model.",
+            "44.5 % → 55.4 %: +10.9 points (Table 4)",
+            cold,
+            final,
+            ("CI", "Vision-R1", 1),
+        ),
+        accuracy_finding(
+            "Cold start and RL together end above the base.",
+            "49.6 % → 55.4 %: +5.8 points (Table 1)",
+            base,
+            final,
+            ("base", "Vision-R1", 1),
+        ),
+        accuracy_finding(
+            "Suppressing thought at first is better than the full length from the start.",
+            "47.7 % → 55.4 %: +7.7 points (Table 4)",
+            by_role.get("Long"),
+            final,
+            ("Long", "Vision-R1", 1),
+        ),
+        accuracy_finding(
+            "RL alone, without a cold start, gains less.",
+            "50.7 % → 55.4 %: +4.7 points (Table 4)",
+            by_role.get("Zero"),
+            final,
+            ("Zero", "Vision-R1", 1),
+        ),
         ptst_shortens(cold, final),
         *[finding for run in staged for finding in stages_shorten_then_lengthen(run)],
+        *[finding for run in training_runs for finding in reward_rises(run)],
         reflection_survives(base, cold, final),
     ]
-
-
-def cold_start_lowers_accuracy(base: ScoredModel | None, cold: ScoredModel | None) -> Finding:
-    claim = "Learning to think at length costs accuracy at first: the cold-started model is below its base."
-    paper = "49.6 % → 44.5 % (Tables 1 and 4)"
-    if not base or not cold or not (pair := compare(base, cold)):
-        return Finding(claim, paper, untested("base", "CI"), "not tested")
-    return Finding(claim, paper, accuracy_sentence(pair), accuracy_verdict(pair, expected=-1))
 
 
 def overthinking(cold: ScoredModel | None) -> Finding:
@@ -88,7 +116,7 @@ def overthinking(cold: ScoredModel | None) -> Finding:
 def longer_half_within_kinds(model: ScoredModel) -> Interval | None:
     """Accuracy of the longer half of completions minus the shorter's, among problems of one kind: harder problems ask
     for longer answers, and that alone is no overthinking. None if no kind has completions of different length."""
-    kinds: dict[tuple, list[Graded]] = defaultdict(list)
+    kinds: dict[tuple, list[AnyGraded]] = defaultdict(list)
     for row in model.graded:
         kinds[model.kind(row.problem_id)].append(row)
     halves = []
@@ -101,20 +129,14 @@ def longer_half_within_kinds(model: ScoredModel) -> Interval | None:
     return stratified_difference(halves) if halves else None
 
 
-def ptst_lifts_accuracy(cold: ScoredModel | None, final: ScoredModel | None) -> Finding:
-    claim = "GRPO with progressive thinking suppression lifts the cold-started model."
-    paper = "44.5 % → 55.4 %: +10.9 points (Table 4)"
-    if not cold or not final or not (pair := compare(cold, final)):
-        return Finding(claim, paper, untested("CI", "Vision-R1"), "not tested")
-    return Finding(claim, paper, accuracy_sentence(pair), accuracy_verdict(pair, expected=1))
-
-
-def ends_above_base(base: ScoredModel | None, final: ScoredModel | None) -> Finding:
-    claim = "Cold start and RL together end above the base."
-    paper = "49.6 % → 55.4 %: +5.8 points (Table 1)"
-    if not base or not final or not (pair := compare(base, final)):
-        return Finding(claim, paper, untested("base", "Vision-R1"), "not tested")
-    return Finding(claim, paper, accuracy_sentence(pair), accuracy_verdict(pair, expected=1))
+def accuracy_finding(
+    claim: str, paper: str, first: ScoredModel | None, second: ScoredModel | None, roles: Roles
+) -> Finding:
+    """Whether accuracy went from `first` to `second` as the paper's did; `roles` names them and the paper's sign."""
+    *names, expected = roles
+    if not first or not second or not (pair := compare(first, second)):
+        return Finding(claim, paper, untested(*names), "not tested")
+    return Finding(claim, paper, accuracy_sentence(pair), accuracy_verdict(pair, expected))
 
 
 def ptst_shortens(cold: ScoredModel | None, final: ScoredModel | None) -> Finding:
@@ -163,6 +185,19 @@ def stages_shorten_then_lengthen(run: TrainingRun) -> list[Finding]:
     ]
 
 
+def reward_rises(run: TrainingRun) -> list[Finding]:
+    """Figure 1F; at most one finding, none of a run too short to tell."""
+    _, rewards = run.series("reward/mean")
+    if len(rewards) < 8:
+        return []
+    window = max(4, len(rewards) // 10)
+    risen = unpaired_difference(rewards[:window], rewards[-window:])
+    means = f"{sum(rewards[:window]) / window:.3f} → {sum(rewards[-window:]) / window:.3f}"
+    ours = f"{run.label}: {means}, last against first {window} steps: {signed(risen, 1, 'reward', digits=3)}."
+    paper = "0.277 → 0.599 by step 200 (Figure 1F)"
+    return [Finding("The reward rises over training.", paper, ours, verdict(risen, expected=1))]
+
+
 def reflection_survives(base: ScoredModel | None, cold: ScoredModel | None, final: ScoredModel | None) -> Finding:
     """Figure 1C compares with a base that never reflects; ours says where the words went too."""
     claim = "The final model still stops and looks again (Wait, Hmm, Alternatively), which its base never did."
@@ -172,14 +207,14 @@ def reflection_survives(base: ScoredModel | None, cold: ScoredModel | None, fina
     if not base or not final:
         return Finding(claim, paper, untested("base", "Vision-R1"), "not tested")
     named = [model for model in (base, cold, final) if model]
-    ours = ", ".join(f"{model.label} {words_per_50_text(model.graded)}" for model in named) + f" in {PER} completions."
-    difference = unpaired_difference(words_each(base.graded), words_each(final.graded))
+    ours = ", ".join(f"{model.label} {words_per_50_text(model)}" for model in named) + f" in {PER} completions."
+    difference = unpaired_difference(words_each(base), words_each(final))
     ours += f" {final.label} against {base.label}: {signed(difference, 1, 'words a completion', digits=2)}."
-    if cold and compare(cold, final):
-        before, after = sum(words_each(cold.graded)), sum(words_each(final.graded))
-        if before and after < before / 2:
+    if cold and cold.by_benchmark.keys() == final.by_benchmark.keys():
+        before, after = words_each(cold).mean(), words_each(final).mean()
+        if after < before / 2:
             ours += f" Of {cold.label}'s reflection, training removed {100 * (1 - after / before):.0f} %."
-    if not any(words_each(final.graded)):  # no doubt about it: not one such word in any completion
+    if not words_each(final).any():  # no doubt about it: not one such word in any completion
         return Finding(claim, paper, ours, "the opposite of the paper")
     return Finding(claim, paper, ours, verdict(difference, expected=1))
 
@@ -250,11 +285,12 @@ def p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def thirds_of(graded: Sequence[Graded]) -> list[LengthBin]:
-    return length_thirds([row.tokens for row in graded], [row.reward for row in graded])
+def thirds_of(graded: Sequence[AnyGraded]) -> list[LengthBin]:
+    lengths, rewards, problems = zip(*((row.tokens, row.reward, row.problem_id) for row in graded))
+    return length_thirds(lengths, rewards, problems=problems)
 
 
-def rewards_between(graded: Sequence[Graded], part: LengthBin) -> list[float]:
+def rewards_between(graded: Sequence[AnyGraded], part: LengthBin) -> list[float]:
     return [row.reward for row in graded if part.holds(row.tokens)]
 
 
@@ -267,16 +303,16 @@ def thirds_sentence(bins: Sequence[LengthBin]) -> str:
     return ", ".join(f"{100 * part.accuracy.mean:.1f} % at {part.label} tokens (n = {part.n})" for part in bins)
 
 
-def words_per_50(graded: Sequence[Graded]) -> dict[str, float]:
+def words_per_50(model: ScoredModel) -> dict[str, float]:
     """Reflection words in every 50 completions, Figure 1C's unit."""
-    counts = count_words((row.text for row in graded), AHA_WORDS)
-    return {word: PER * count / max(1, len(graded)) for word, count in counts.items()}
+    counts = model.word_counts[:, AHA_COLUMNS].sum(axis=0)  # [words]
+    return {word: PER * int(count) / max(1, len(model.graded)) for word, count in zip(AHA_WORDS, counts)}
 
 
-def words_per_50_text(graded: Sequence[Graded]) -> str:
-    return " / ".join(f"{rate:.0f}" for rate in words_per_50(graded).values())
+def words_per_50_text(model: ScoredModel) -> str:
+    return " / ".join(f"{rate:.0f}" for rate in words_per_50(model).values())
 
 
-def words_each(graded: Sequence[Graded]) -> list[int]:
-    """Reflection words in each completion."""
-    return [sum(count_words([row.text], AHA_WORDS).values()) for row in graded]
+def words_each(model: ScoredModel) -> np.ndarray:
+    """Reflection words in each completion: [completions]."""
+    return model.word_counts[:, AHA_COLUMNS].sum(axis=1)
