@@ -1,16 +1,15 @@
 import json
 
 import pytest
-import torch
 from PIL import Image
 from synthetic_runs import completion_of
 
 from vr1lib.analysis.statistics import accuracy_interval
-from vr1lib.benchmarks import mathvision, protocol, shapeworld, wemath
+from vr1lib.benchmarks import generation, mathvision, protocol, shapeworld, wemath
 from vr1lib.data.shapeworld import make_problems
 from vr1lib.models.tiny import build_tiny_vlm
 from vr1lib.models.vlm import load_vlm
-from vr1lib.records import ColdRow, Problem, RequestError, write_jsonl
+from vr1lib.records import ColdRow, Completion, Problem, RequestError, write_jsonl
 
 GREEDY = protocol.Sampling(temperature=0.0, top_p=1.0, max_completion_tokens=6, seed=0)
 
@@ -77,7 +76,7 @@ def test_nothing_left_to_score_is_an_error_that_says_why(test_file):
 
 
 def test_wrong_requests_are_named(tmp_path):
-    with pytest.raises(RequestError, match="'chess' is unknown; known are shapeworld, wemath, mathvision"):
+    with pytest.raises(RequestError, match="'chess' is unknown; known are mathvista, mathverse"):
         protocol.select("chess")
     with pytest.raises(RequestError, match="needs 'data'"):
         protocol.select("shapeworld")
@@ -111,6 +110,82 @@ def test_score_counts_by_group(problems):
     assert sum(cell["n"] for cell in row["by"]["family"].values()) == 12
     assert set(row["by"]["grid"]) == {"2×2", "3×3"}
     assert row["sampling"]["max_completion_tokens"] == 6 and row["image_spec"] == "image"
+    assert row["report"]["overall"]["correct"] == 9 and row["report"]["overall"]["low"] == row["low"]
+    assert "pass_at_k" not in row
+
+
+def score_row(problems, graded, **more):
+    selection = protocol.Selection("shapeworld", problems, [])
+    about = {"sampling": GREEDY, "image_spec": "image", "prompt_spec": "prompt", **more}
+    return protocol.score(selection, graded, accuracy_interval, **about)
+
+
+def test_several_samples_count_by_problem(problems):
+    """Three problems: all right, one of four right, none right."""
+    rights = [(True,) * 4, (False, True, False, False), (False,) * 4]
+    graded = [
+        completion_of(problem, right=right, passes=1).model_copy(update={"sample": sample})
+        for problem, verdicts in zip(problems, rights)
+        for sample, right in enumerate(verdicts)
+    ]
+    for problem in problems:
+        problem.meta["benchmark"] = "shapeworld"
+    row = score_row(problems[:3], graded)
+    assert (row["n"], row["samples"], row["accuracy"]) == (3, 4, pytest.approx(1.25 / 3))
+    assert row["pass_at_k"] == {"1": pytest.approx(1.25 / 3), "2": pytest.approx(1.5 / 3), "4": pytest.approx(2 / 3)}
+    assert row["majority_at_k"] == {"1": pytest.approx(1 / 3), "2": pytest.approx(1 / 3), "4": pytest.approx(1 / 3)}
+    assert row["report"]["overall"]["correct"] == 1, "the report counts first samples"
+    assert sum(cell["n"] for cell in row["by"]["family"].values()) == 3
+
+
+def test_verdicts_of_another_protocol_replace_the_rewards(problems):
+    graded = [completion_of(problem, right=False, passes=1) for problem in problems[:4]]
+    row = score_row(problems[:4], graded, protocol="authors", verdicts=[True, True, True, False], tries=5)
+    assert (row["protocol"], row["accuracy"], row["tries"], row["reward"]) == ("authors", 0.75, 5, "hard")
+    assert row["report"]["overall"]["correct"] == 3
+
+
+def test_shards_are_disjoint_and_together_the_whole(problems):
+    parts = []
+    for number in (1, 2, 3):
+        selection = protocol.Selection("shapeworld", list(problems[:11]), [])
+        protocol.keep_shard(selection, f"{number}/3")
+        assert protocol.reject_counts(selection.rejects) == {f"not in shard {number}/3": 11 - len(selection.problems)}
+        parts.append([problem.id for problem in selection.problems])
+    assert parts[1] == [problem.id for problem in problems[1:11:3]]
+    assert sorted(sum(parts, [])) == sorted(problem.id for problem in problems[:11])
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "13/13"])
+def test_no_such_shard(problems, shard):
+    with pytest.raises(RequestError, match=r"i from 1 to n"):
+        protocol.keep_shard(protocol.Selection("shapeworld", problems, []), shard)
+
+
+def test_the_benchmarks_own_tolerance_decides_the_strict_verdict(problems):
+    chart = problem_like(problems[0], answer="100", choices=None, meta={"benchmark": "chartqa", "type": "human"})
+    completion = completion_of(problems[0], right=False, passes=1).model_dump(include=Completion.model_fields.keys())
+    near, far = (
+        Completion(**{**completion, "text": f"<think> a bar </think><answer> {answer} </answer>"})
+        for answer in ("104", "106")
+    )
+    verdicts = [protocol.grade_strictly(each, chart) for each in (near, far)]
+    assert [(row.reward, row.answer_ok, row.reason) for row in verdicts] == [
+        (1.0, True, "chartqa's rule: equal"),
+        (0.0, False, "chartqa's rule: not equal"),
+    ]
+    exact = problem_like(chart, meta={"benchmark": "shapeworld"})
+    assert protocol.grade_strictly(near, exact).reward == 0
+
+
+def test_what_comes_near_a_training_row_is_no_part_of_the_clean_score(tmp_path, problems):
+    write_jsonl(tmp_path / "rl.jsonl", [problem_like(problems[0], id="another-name"), problems[3]])
+    whole = protocol.Selection("shapeworld", list(problems), [])
+    part = protocol.clean_part(whole, [tmp_path / "rl.jsonl"])
+    gone = {reject.id for reject in part.rejects}
+    assert {problems[0].id, problems[3].id} <= gone and len(part.problems) == len(problems) - len(gone)
+    assert set(protocol.reject_counts(part.rejects)) == {"near a training row"}
+    assert len(whole.problems) == len(problems) and not whole.rejects
 
 
 def test_a_completion_of_another_problem_is_never_scored(problems):
@@ -164,26 +239,7 @@ def test_pictures_that_cannot_be_shown_are_counted_not_fatal(tmp_path, problems,
         ],
         [],
     )
-    protocol.leave_out_unreadable(selection, vlm)
+    generation.leave_out_unreadable(selection, vlm)
     assert [problem.id for problem in selection.problems] == [problems[0].id]
     assert protocol.reject_counts(selection.rejects) == {"cannot be shown": 3}
     assert "broken.png" in selection.rejects[0].detail
-
-
-def test_answers_come_in_order_one_a_problem_whatever_the_batch(problems, vlm):
-    finished = []
-    alone = protocol.answer_and_grade(vlm, problems[:5], GREEDY, 1)
-    together = protocol.answer_and_grade(vlm, problems[:5], GREEDY, 4, finished.append)
-    assert [row.problem_id for row in together] == [problem.id for problem in problems[:5]]
-    assert [row.text for row in together] == [row.text for row in alone]
-    assert sum(finished) == 5
-    assert all(row.tokens <= 6 and row.reward == 0 for row in together)
-
-
-def test_the_seed_decides_sampled_answers(problems, vlm):
-    def texts(seed):
-        sampling = protocol.Sampling(temperature=1.0, top_p=0.9, max_completion_tokens=6, seed=seed)
-        torch.manual_seed(seed + 100)  # the global state must not matter
-        return [row.text for row in protocol.answer_and_grade(vlm, problems[:3], sampling, 2)]
-
-    assert texts(1) == texts(1) != texts(2)

@@ -1,32 +1,36 @@
-"""One protocol for every benchmark: leave out what was trained on, answer once, grade strictly, count everything.
+"""Which problems are scored, and how their answers become rows of scores.json under the two protocols.
 
-This is the strict reading (our choice): one completion for each problem, a completion that is not well-formed is wrong,
-and only the rule-based grader decides. The authors' runner instead asks up to five times until `</answer>` appears and
-lets a judge model extract the answer, which flatters. A benchmark is a module with
+strict    the first answer counts (or each of k samples), one that is not well-formed is wrong, and only rules decide:
+          our grader, or the benchmark's own rule where it has a tolerance. Our choice, and what the reward trains
+authors   as the paper's runner: up to five tries until `</answer>` appears, their extraction, and a judge model if one
+          is given. It flatters, so it is shown beside the strict score and never in its place
 
-    NAME                          what it is called in parameters, tables and files
-    load(data, data_root, panels) its problems, and every row that could not be used with the reason
-    groups(problem)               the groups a problem counts in: {"task": [...], "skill": [...]}
-
-Problems leave here with `meta["benchmark"]` set, so that one run may hold several benchmarks.
+Both come from one generation. What was trained on is left out, a shard takes every n-th problem, and every row of the
+data that is not scored is counted with its reason. Problems leave here with `meta["benchmark"]` set, so that one run
+may hold several benchmarks.
 """
 
 import hashlib
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from vr1lib.benchmarks import mathvision, shapeworld, wemath
+from vr1lib.answers import grade_answer
+from vr1lib.benchmarks.catalogue import module_of
+from vr1lib.benchmarks.controls import clean_subset
+from vr1lib.benchmarks.extraction import final_answer
+from vr1lib.benchmarks.samples import majority_at_k, pass_at_k
+from vr1lib.benchmarks.scoring import share_with
 from vr1lib.data.sources import Reject
-from vr1lib.models.rollout_local import complete
-from vr1lib.models.vlm import Vlm
-from vr1lib.records import ColdRow, Graded, Problem, RequestError, read_jsonl
-from vr1lib.reward import grade_completion
+from vr1lib.records import ColdRow, Completion, Graded, Problem, RequestError, read_jsonl
+from vr1lib.reward import grade_completion, parse_completion
 
-BENCHMARKS = {module.NAME: module for module in (shapeworld, wemath, mathvision)}
+Protocol = Literal["strict", "authors"]
+Interval = Callable[[list[float]], Any]  # an object with mean, low and high
 
 
 @dataclass(frozen=True)
@@ -98,9 +102,7 @@ def select(
 
     Raises RequestError for an unknown benchmark, or when no problem is left.
     """
-    if benchmark not in BENCHMARKS:
-        raise RequestError(f"benchmarks: {benchmark!r} is unknown; known are {', '.join(BENCHMARKS)}")
-    loaded = BENCHMARKS[benchmark].load(data, data_root, panels)
+    loaded = module_of(benchmark).load(data, data_root, panels)
     selection = Selection(benchmark, list(loaded.problems), list(loaded.rejects))
     reasons = defaultdict(list)
     for problem in selection.problems:
@@ -121,78 +123,133 @@ def select(
     return selection
 
 
-def leave_out_unreadable(selection: Selection, vlm: Vlm) -> None:
-    """Move problems whose pictures or markers this model cannot take to the rejects, with what is wrong."""
-    for problem in list(selection.problems):
-        if detail := vlm.why_not_shown(problem):
-            selection.leave_out([problem], "cannot be shown", detail)
+def keep_shard(selection: Selection, shard: str) -> None:
+    """Keep part i of n, "i/n": every n-th problem from the i-th on. Raises RequestError for no such part."""
+    found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", shard)
+    number, shards = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= number <= min(shards, len(selection.problems)):
+        raise RequestError(
+            f"shard = {shard!r}: no part of {selection.benchmark}'s {len(selection.problems)} problems; "
+            "give i/n with i from 1 to n, such as 1/4"
+        )
+    others = [problem for index, problem in enumerate(selection.problems) if index % shards != number - 1]
+    selection.leave_out(others, f"not in shard {shard}")
 
 
-def answer_and_grade(
-    vlm: Vlm,
-    problems: Sequence[Problem],
-    sampling: Sampling,
-    batch_size: int,
-    progress: Callable[[int], None] | None = None,
-) -> list[Graded]:
-    """One graded completion for each problem, in order. `progress` is told how many have just been finished."""
-    completions = complete(
-        vlm,
-        list(problems),
-        max_completion_tokens=sampling.max_completion_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        batch_size=batch_size,
-        seed=sampling.seed,
-        progress=progress,
-    )
-    return [grade_completion(completion, problem) for completion, problem in zip(completions, problems, strict=True)]
+def clean_part(selection: Selection, training_files: Sequence[str | Path]) -> Selection:
+    """The problems that none of the training files comes near (`controls.clean_subset`); the others are rejects."""
+    found = clean_subset(selection.problems, training_files)
+    part = Selection(selection.benchmark, list(selection.problems), list(selection.rejects))
+    for problem in selection.problems:
+        if problem.id in found.contaminated:
+            part.leave_out([problem], "near a training row", found.contaminated[problem.id])
+    return part
+
+
+def grade_strictly(completion: Completion, problem: Problem) -> Graded:
+    """Graded by the hard reward; where the benchmark's rule has a tolerance, the answer block goes to that rule."""
+    graded = grade_completion(completion, problem)
+    module = module_of(problem.meta["benchmark"])
+    parsed = parse_completion(completion.text)
+    if parsed is None or not hasattr(module, "is_strictly_right"):
+        return graded
+    right = is_right(parsed.answer, problem)
+    reason = f"{module.NAME}'s rule: {'equal' if right else 'not equal'}"
+    return graded.model_copy(update={"answer_ok": right, "reward": float(right), "reason": reason})
+
+
+def is_right(answer: str, problem: Problem) -> bool:
+    """The verdict of `grade_strictly` on an answer alone."""
+    module = module_of(problem.meta["benchmark"])
+    if hasattr(module, "is_strictly_right"):
+        return module.is_strictly_right(final_answer(answer), problem)
+    return grade_answer(answer, problem.answer, problem.choices).ok
 
 
 def score(
     selection: Selection,
     graded: Sequence[Graded],
-    interval: Callable[[list[float]], Any],
+    interval: Interval,
     *,
     sampling: Sampling,
     image_spec: str,
     prompt_spec: str,
+    control: str = "none",
+    prompt: str = "ours",
+    generated_by: str = "local",
+    shard: str = "1/1",
+    protocol: Protocol = "strict",
+    verdicts: Sequence[bool] | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
-    """The benchmark's row of scores.json. `interval` gives an object with mean, low and high; specs are their sha256.
+    """The benchmark's row of scores.json. `graded`: the problems' completions, samples of a problem together; specs
+    are their sha256; `more` goes into the row as it is (tries, judge).
 
-    Accuracies are shares 0 to 1 of the problems scored; `left_out` counts every row of the data that was not.
+    A completion is right if its reward is 1, or as `verdicts` say. Accuracies are shares 0 to 1: of each problem's
+    samples, and over the problems scored, whose bootstrap gives low and high. `report`, the benchmark's own table,
+    counts first samples. `left_out` counts every row of the data that was not scored.
     """
-    rows = list(zip(selection.problems, graded, strict=True))
-    for problem, row in rows:
-        assert row.problem_id == problem.id, f"completion of {row.problem_id} met problem {problem.id}"
-    groups: dict[str, dict[str, list[Graded]]] = defaultdict(lambda: defaultdict(list))
-    for problem, row in rows:
-        for kind, names in BENCHMARKS[selection.benchmark].groups(problem).items():
-            for name in names:
-                groups[kind][name].append(row)
+    samples, rest = divmod(len(graded), len(selection.problems))
+    assert rest == 0, f"{len(graded)} completions of {len(selection.problems)} problems"
+    by_problem = [list(graded[start : start + samples]) for start in range(0, len(graded), samples)]
+    for problem, rows in zip(selection.problems, by_problem, strict=True):
+        for row in rows:
+            assert row.problem_id == problem.id, f"completion of {row.problem_id} met problem {problem.id}"
+    flat = [row.reward == 1 for row in graded] if verdicts is None else list(verdicts)
+    right = [flat[start : start + samples] for start in range(0, len(flat), samples)]
+    module = module_of(selection.benchmark)
+    groups: dict[str, dict[str, list[list[bool]]]] = defaultdict(lambda: defaultdict(list))
+    for problem, verdict in zip(selection.problems, right, strict=True):
+        for kind, names in module.groups(problem).items():
+            for name in dict.fromkeys(names):
+                groups[kind][name].append(verdict)
     by = {
         kind: {name: accuracy(members, interval) for name, members in sorted(named.items())}
         for kind, named in groups.items()
     }
     return {
         "benchmark": selection.benchmark,
-        **accuracy(graded, interval),
+        "protocol": protocol,
+        "control": control,
+        "samples": samples,
+        **accuracy(right, interval),
+        **(of_several(selection.problems, by_problem, right) if samples > 1 else {}),
         "mean_length_tokens": share([row.tokens for row in graded]),
         "well_formed": share([row.format_ok for row in graded]),
         "truncated": share([row.finish == "length" for row in graded]),
         "by": by,
+        "report": module.report(selection.problems, [verdict[0] for verdict in right], share_with(interval)),
         "left_out": reject_counts(selection.rejects),
         "reward": "hard",
         "sampling": asdict(sampling),
+        "tries": 1,
+        "judge": None,
+        **more,
+        "prompt": prompt,
+        "generated_by": generated_by,
+        "shard": shard,
         "image_spec": image_spec,
         "prompt_spec": prompt_spec,
     }
 
 
-def accuracy(graded: Sequence[Graded], interval: Callable[[list[float]], Any]) -> dict[str, Any]:
-    """Number of completions and the share of them with reward 1, with its interval."""
-    estimate = interval([row.reward for row in graded])
-    return {"n": len(graded), "accuracy": estimate.mean, "low": estimate.low, "high": estimate.high}
+def of_several(
+    problems: Sequence[Problem], graded: Sequence[Sequence[Graded]], right: Sequence[Sequence[bool]]
+) -> dict[str, Any]:
+    """pass@k and majority@k for 1, 2, 4, … and all samples: shares 0 to 1 by k, as text."""
+    samples = len(right[0])
+    ks = sorted({2**power for power in range(samples.bit_length())} | {samples})
+    answers = [[row.extracted for row in rows] for rows in graded]
+    return {
+        "pass_at_k": {str(k): share(pass_at_k(right, k)) for k in ks},
+        "majority_at_k": {str(k): share(majority_at_k(answers, problems, k, is_right)) for k in ks},
+    }
+
+
+def accuracy(right: Sequence[Sequence[bool]], interval: Interval) -> dict[str, Any]:
+    """Number of problems and the mean over them of the share of right samples, with its interval."""
+    estimate = interval([share(verdict) for verdict in right])
+    return {"n": len(right), "accuracy": estimate.mean, "low": estimate.low, "high": estimate.high}
 
 
 def share(values: Sequence[float]) -> float:

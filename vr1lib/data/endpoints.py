@@ -211,6 +211,7 @@ class Endpoints:
     """A teacher behind one or several endpoints, which take turns; those that fail rest."""
 
     paid = True
+    whole_text = False  # True: a reply is what the model said, word for word; a server that takes it apart is refused
 
     def __init__(
         self,
@@ -235,7 +236,7 @@ class Endpoints:
             tls = httpx.create_ssl_context()
             self._lines = [Line(endpoint, self.limits, tls) for endpoint in self.endpoints]
         try:
-            messages = json.dumps([{"role": "user", "content": await self._content(prompt, images)}])
+            messages = json.dumps(await self._messages(prompt, images))
         except RequestError as error:
             raise NoReply("picture unreadable", str(error)) from None
         failures: list[Failure] = []
@@ -320,7 +321,12 @@ class Endpoints:
             raise BadReply("connection broken", type(error).__name__, again=True) from None
         if status != 200:
             raise refusal(status, headers.get("retry-after"), body)
-        return replace(read_reply(body, endpoint, len(messages)), seconds=time.perf_counter() - start)
+        reply = read_reply(body, endpoint, len(messages), self.whole_text)
+        return replace(reply, seconds=time.perf_counter() - start)
+
+    async def _messages(self, prompt: str, images: Sequence[str]) -> list[dict[str, Any]]:
+        """The turns of a request."""
+        return [{"role": "user", "content": await self._content(prompt, images)}]
 
     async def _content(self, prompt: str, images: Sequence[str]) -> str | list[dict[str, Any]]:
         """The user's turn: pictures first, numbered as in the prompt where there are several, then the prompt."""
@@ -345,8 +351,8 @@ def refusal(status: int, wait: str | None, body: bytes) -> BadReply:
     return BadReply(f"HTTP {status}", excerpt)
 
 
-def read_reply(body: bytes, endpoint: Endpoint, request_characters: int) -> Reply:
-    """The reply in a chat completion's JSON.
+def read_reply(body: bytes, endpoint: Endpoint, request_characters: int, whole_text: bool = False) -> Reply:
+    """The reply in a chat completion's JSON, its thinking apart from its text unless `whole_text`.
 
     Raises BadReply for what is no sound reply of this endpoint; what it has cost is told with it. A reply without any
     text is sound: asked again, the model would say the same.
@@ -361,7 +367,9 @@ def read_reply(body: bytes, endpoint: Endpoint, request_characters: int) -> Repl
         raise BadReply("no chat completion", repr(body[:80])[1:], again=True)
     text = _string(message.get("content"))
     reasoning = next(filter(str.strip, (_string(message.get(name)) for name in REASONING_FIELDS)), "")
-    if not reasoning:
+    if whole_text and reasoning:
+        raise BadReply("reasoning apart", "start the server without a reasoning parser", stops=True)
+    if not reasoning and not whole_text:
         reasoning, text = split_thinking(text)
     usage = [_get(content, "usage", name) for name in ("prompt_tokens", "completion_tokens")]
     estimated = not all(type(count) is int and 0 <= count <= MAX_TOKENS_COUNTED for count in usage)

@@ -294,21 +294,57 @@ class PtstGrpoParameters(TrainingParameters):
 class BenchmarkParameters(Parameters):
     """40_benchmark: one model, several benchmarks (Section 4)."""
 
+    resume: bool = Field(False, description="Go on with the run of this name: no answer is asked for twice (--resume).")
     model: str = Field("tiny", min_length=1, description="Model folder or hub name; tiny builds an untrained one.")
     label: str = Field("tiny", min_length=1, description="How tables and figures call the model.")
-    benchmarks: list[Literal["shapeworld", "wemath", "mathvision"]] = Field(
-        ["shapeworld"], min_length=1, description="What is scored, each benchmark with a row of its own."
+    benchmarks: list[
+        Literal[
+            "mathvista",
+            "mathverse",
+            "mmmath",
+            "dynamath",
+            "mmstar",
+            "chartqa",
+            "mme",
+            "hallusionbench",
+            "mathvision",
+            "wemath",
+            "shapeworld",
+        ]
+    ] = Field(["shapeworld"], min_length=1, description="What is scored, each benchmark with a row of its own.")
+    data: dict[str, Text] | Text | None = Field(
+        None,
+        description="One benchmark's folder, file or hub id; of several NAME → one each. Where none is given: "
+        "data_root/NAME, and new problems of shapeworld.",
     )
-    data: str | None = Field(None, min_length=1, description="ShapeWorld's problems (.jsonl); null draws new ones.")
-    data_root: str | None = Field(None, min_length=1, description="Folder that holds wemath/ and mathvision/.")
+    data_root: str | None = Field(None, min_length=1, description="Folder that holds a folder for each benchmark.")
     exclude: list[Text] = Field([], description="Files (.jsonl) whose rows were trained on and may not be scored.")
+    clean_against: list[Text] = Field(
+        [], description="Training files (.jsonl): a second score over the problems that none of them comes near; ours."
+    )
     limit: int | None = Field(
         200, ge=1, description="At most so many problems per benchmark, evenly spaced; null: all."
     )
+    shard: str = Field(
+        "1/1", pattern=r"^[1-9]\d*/[1-9]\d*$", description="i/n: every n-th problem from the i-th; put together later."
+    )
+    shards_of: list[Text] = Field(
+        [], description="Run folders of finished shards, whose answers are scored together; nothing is generated."
+    )
+    protocols: list[Literal["strict", "authors"]] = Field(
+        ["strict"], min_length=1, description="strict: one try, rules. authors: beside it theirs, five tries and judge."
+    )
+    prompt: Literal["ours", "official"] = Field(
+        "ours", description="ours: question and options as trained. official: the benchmark's own words (as theirs)."
+    )
+    control: Literal["none", "blank_pictures", "shuffled_pictures", "shuffled_options"] = Field(
+        "none", description="What the score owes to pictures or to the options' order; our choice."
+    )
+    samples: int = Field(1, ge=1, description="Answers to each problem, for pass@k and majority@k (authors: 1).")
     temperature: float = Field(0.0, ge=0, le=10, description="0 is greedy (authors: 0.6).")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus of the sampling (authors: 0.95).")
     max_completion_tokens: int = Field(128, ge=1, description="Longest answer, in tokens (authors: 16000).")
-    batch_size: int = Field(64, ge=1, description="Problems answered together; our choice.")
+    batch_size: int = Field(64, ge=1, description="Completions sampled together in this process; our choice.")
     min_pixels: int | None = Field(
         None, ge=1, description="Smallest picture area shown; null: as the model was trained."
     )
@@ -319,6 +355,39 @@ class BenchmarkParameters(Parameters):
         False, description="Score under other pixels than the model was trained with; else they are refused."
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Number type of the weights; our choice.")
+    endpoints: list[EndpointFields] = Field(
+        [], description="Servers of the model (vLLM): url, model, …, as in docs/data.md; [] answers in this process."
+    )
+    in_flight: int = Field(64, ge=1, le=4096, description="Requests at once, to servers and judge (authors: 128).")
+    send_seed: bool = Field(True, description="Send each request's seed along; some servers don't take one.")
+    judge: EndpointFields | None = Field(
+        None, description="Endpoint of the judge in the authors' protocol: url, model, …; null: rules alone."
+    )
+    judge_asks: Literal["undecided", "all"] = Field(
+        "undecided", description="Ask the judge where rules find no sure answer, or on all replies (authors)."
+    )
+
+    @model_validator(mode="after")
+    def fit_each_other(self) -> "BenchmarkParameters":
+        if len(set(self.benchmarks)) < len(self.benchmarks):
+            raise ValueError(f"benchmarks = {self.benchmarks}: one is named twice; name each once")
+        if isinstance(self.data, str) and len(self.benchmarks) > 1:
+            raise ValueError(
+                f"data = {self.data!r}, but {len(self.benchmarks)} benchmarks: give {{NAME: path, …}}, or data_root"
+            )
+        if isinstance(self.data, dict) and (unknown := sorted(self.data.keys() - set(self.benchmarks))):
+            raise ValueError(f"data: {unknown[0]!r} is none of the benchmarks {self.benchmarks}; name it there too")
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(f"samples = {self.samples}, temperature = 0: greedy samples are all the same; raise it")
+        if self.shards_of and self.shard != "1/1":
+            raise ValueError(f"shards_of is given, shard = {self.shard!r}: shards are put together whole; leave it 1/1")
+        if self.judge and "authors" not in self.protocols:
+            raise ValueError("judge is given, but not protocol 'authors': rules alone decide the strict one; add it")
+        return self
+
+    def data_of(self, benchmark: str) -> str | None:
+        """Where a benchmark's problems are, if `data` says."""
+        return self.data.get(benchmark) if isinstance(self.data, dict) else self.data
 
 
 class AnalysisParameters(Parameters):
