@@ -14,6 +14,7 @@ from typing import Any
 from vr1lib.answers import grade_answer
 from vr1lib.benchmarks.extraction import Wanted
 from vr1lib.benchmarks.files import At, Published, Row, json_or_file_rows
+from vr1lib.prompts import OPTION_LETTERS
 from vr1lib.records import Problem
 
 NAME = "mathverse"
@@ -27,14 +28,16 @@ def read(row: Row, at: At) -> Problem:
     name = at.text(row, "sample_index")
     details = row.get("metadata") or {}
     multiple = at.text(row, "question_type") == "multi-choice"
-    question = _first_text(row, "question", "question_for_eval", "query_wo")  # Vision Only has its question drawn
+    shown = _first_text(row, "question")  # Vision Only has question and choices drawn in the picture, and nothing here
+    choices = options(_first_text(row, "question_for_eval", "question")) if multiple else None
+    question = without_options(shown) if choices and options(shown) == choices else shown
     gold = at.text(row, "answer").replace("掳", "°").strip()  # the degree sign in a wrong encoding
     return Problem(
         id=f"mathverse-{name}",
         images=at.picture(row.get("image"), f"mathverse-{name}"),
-        question=question or at.text(row, "question"),
+        question=question or _first_text(row, "query_wo") or at.text(row, "question"),
         answer=gold.strip("()") if multiple and re.fullmatch(r"\([A-H]\)", gold) else gold,
-        choices=options(_first_text(row, "question_for_eval", "question")) if multiple else None,
+        choices=choices if question != shown else None,  # as a prompt shows them
         source=NAME,
         split="testmini",
         meta={
@@ -42,6 +45,7 @@ def read(row: Row, at: At) -> Problem:
             "group": f"mathverse-{row.get('problem_index', name)}",
             "version": at.text(row, "problem_version"),
             "question_type": row["question_type"],
+            "choices": choices,
             "query": _first_text(row, "query_wo", "question"),
             "query_cot": _first_text(row, "query_cot", "query_wo", "question"),
             **{key: details.get(key) for key in ("source", "subject", "subfield")},
@@ -60,13 +64,23 @@ def options(question: str) -> list[str] | None:
     return [text for _, text in found] if len(found) > 1 and "ABCDEFGH".startswith(letters) else None
 
 
+def without_options(question: str) -> str:
+    """The question without its lines of choices; as it is if nothing else would be left."""
+    start = question.find("Choices:")
+    place = start if start >= 0 else _CHOICE.search(question).start()
+    return question[:place].rstrip() or question
+
+
 _PUBLISHED = Published(NAME, HUB, PATTERNS, read, json_or_file_rows)
 problems, load = _PUBLISHED.problems, _PUBLISHED.load
 
 
 def query(problem: Problem) -> str:
-    """The official text that asks for the final answer alone, "w/o" in the official tables."""
-    return problem.meta["query"]
+    """The official text that asks for the final answer alone, "w/o" in the official tables; choices as they stand."""
+    text, choices = problem.meta["query"], problem.choices
+    if not choices or choices == problem.meta["choices"]:
+        return text
+    return "\n".join([without_options(text), "Choices:", *map(":".join, zip(OPTION_LETTERS, choices))])
 
 
 def groups(problem: Problem) -> dict[str, list[str]]:
@@ -76,13 +90,17 @@ def groups(problem: Problem) -> dict[str, list[str]]:
 
 def wanted(problem: Problem) -> Wanted:
     if problem.meta["question_type"] == "multi-choice":
-        return Wanted("option", tuple(problem.choices or ()))
+        return Wanted("option", tuple(problem.choices or problem.meta["choices"] or ()))
     return Wanted("text")
 
 
 def is_right(extraction: Any, problem: Problem) -> bool:
     answer = "" if extraction is None else str(extraction).strip()
-    return bool(answer) and (answer == problem.answer or grade_answer(answer, problem.answer, problem.choices).ok)
+    choices = problem.choices or problem.meta["choices"]
+    return bool(answer) and (answer == problem.answer or grade_answer(answer, problem.answer, choices).ok)
+
+
+is_strictly_right = is_right
 
 
 def report(

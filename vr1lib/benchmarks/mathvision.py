@@ -94,7 +94,7 @@ def wanted(problem: Problem) -> Wanted:
 
 
 def is_right(extraction: Any, problem: Problem) -> bool:
-    golds = [last_boxed(problem.answer) or problem.answer]
+    golds = [problem.answer, last_boxed(problem.answer) or problem.answer]
     if problem.choices and problem.answer in OPTION_LETTERS:
         golds.append(problem.choices[OPTION_LETTERS.index(problem.answer)])
     answer = "" if extraction is None else str(extraction).strip().lower()
@@ -116,7 +116,7 @@ def number(text: str) -> float | None:
     """
     depths = accumulate((character == "{") - (character == "}") for character in text)
     text = text[: next((place for place, depth in enumerate(depths) if depth < 0), len(text))]
-    if len(text) > MAX_NUMBER or "circ" in text or "degree" in text:
+    if len(text) > MAX_NUMBER or re.search("circ|degree|°", text):
         return None
     try:
         return float(evaluate(read_expression(text.strip("$ ").replace(":", "/")), {}))
