@@ -226,8 +226,10 @@ def round_edges(lengths: Sequence[int], most: int = 6) -> list[int]:
     return [0, *range(int(low // width + 1) * width, int(high) + 1, width)]
 
 
-def length_thirds(lengths: Sequence[int], right: Sequence[bool | float], parts: int = 3) -> list[LengthBin]:
-    """Accuracy in parts of (nearly) equal size, shortest completions first.
+def length_thirds(
+    lengths: Sequence[int], right: Sequence[bool | float], parts: int = 3, problems: Sequence[str] | None = None
+) -> list[LengthBin]:
+    """Accuracy in parts of (nearly) equal size, shortest completions first. `problems` as in `length_bins`.
 
     Equal lengths stay together: a cut that falls among them moves to their nearer end, so parts may differ in size, and
     may be fewer.
@@ -242,7 +244,7 @@ def length_thirds(lengths: Sequence[int], right: Sequence[bool | float], parts: 
         cut = start if target - start <= end - target else end
         if cut < ordered.size:
             edges.add(int(ordered[cut]))
-    bins = length_bins(lengths, right, sorted(edges))
+    bins = length_bins(lengths, right, sorted(edges), problems)
     last = bins[-1]
     return [*bins[:-1], LengthBin(last.low, int(ordered[-1]) + 1, last.share, last.n, last.accuracy)]
 
