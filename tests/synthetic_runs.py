@@ -4,6 +4,7 @@ import json
 import random
 from pathlib import Path
 
+from vr1lib.analysis.runs import ScoredModel
 from vr1lib.analysis.statistics import accuracy_interval
 from vr1lib.benchmarks.protocol import Sampling, Selection, score
 from vr1lib.data.shapeworld import make_problems
@@ -28,6 +29,25 @@ def completion_of(problem: Problem, right: bool, passes: int, finish: str = "sto
             problem_id=problem.id, sample=0, step=0, stage=0, text=text, tokens=15 * passes, finish=finish, logprob=-1.0
         ),
         problem,
+    )
+
+
+def model_of(label, problems, right, lengths=1, benchmark=lambda index: "shapeworld", **row):
+    """A model that answers problem i rightly iff right[i], in `lengths` (or lengths[i]) passes of 15 tokens; right[i]
+    may be a list, one verdict a sample."""
+    copies = {}
+    graded = []
+    for index, (problem, verdicts) in enumerate(zip(problems, right)):
+        meta = {**problem.meta, "benchmark": benchmark(index)}
+        copies[problem.id] = problem.model_copy(update={"meta": meta})
+        passes = lengths if isinstance(lengths, int) else lengths[index]
+        for sample, is_right in enumerate(verdicts if isinstance(verdicts, list) else [verdicts]):
+            graded.append(completion_of(problem, is_right, passes).model_copy(update={"sample": sample}))
+    names = sorted({problem.meta["benchmark"] for problem in copies.values()})
+    sampling = {"temperature": 0.0, "max_completion_tokens": 128}
+    same = {"n": len(copies), "sampling": sampling, "image_spec": "a", "prompt_spec": "b", "left_out": {}, **row}
+    return ScoredModel(
+        label, f"runs/{label}", {"benchmarks": [{"benchmark": name, **same} for name in names]}, copies, graded
     )
 
 

@@ -1,22 +1,34 @@
-"""Model against model on the same problems, in pairs: what changed, how sure it is, and what was not measured alike.
+"""Model against model on the same problems, in pairs; protocol against protocol; and what was not measured alike.
 
 The paper compares averages; pairing takes the difficulty of the problems out of the difference (our choice).
 """
 
-from collections import defaultdict
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
-from vr1lib.analysis.runs import ScoredModel
-from vr1lib.analysis.statistics import Interval, McNemar, bootstrap_mean_of_strata, mcnemar_exact
+from vr1lib.analysis.formats import Cell, Column, Row, Table, with_interval
+from vr1lib.analysis.runs import AnyGraded, ScoredModel, mean_reward
+from vr1lib.analysis.scores import accuracy, protocol_name
+from vr1lib.analysis.statistics import (
+    Interval,
+    McNemar,
+    bootstrap_mean_of_strata,
+    mcnemar_exact,
+    paired_difference,
+)
+from vr1lib.benchmarks.comparability import unlike
+from vr1lib.records import RequestError
 
 
 @dataclass(frozen=True)
 class Comparison:
     """`second` against `first` on the problems that both answered. Differences are second minus first: accuracy as a
-    share, length in tokens. `unlike` names what was not the same for both."""
+    share, length in tokens; of several samples a problem, their mean counts. The exact test takes the first samples.
+    `unlike` names what was not the same for both."""
 
     first: str
     second: str
@@ -34,38 +46,35 @@ class Comparison:
 
 
 def compare(first: ScoredModel, second: ScoredModel) -> Comparison | None:
-    """A paired comparison, None if the two share no problem."""
-    answers = [
-        {(benchmark, row.problem_id): row for benchmark, rows in model.by_benchmark.items() for row in rows}
-        for model in (first, second)
-    ]
-    shared = [key for key in answers[0] if key in answers[1]]
-    if not shared:
+    """A paired comparison, None if the two share no problem. Benchmarks count alike, as in the paper's averages."""
+    accuracy, length, right, notes, shared_problems = [], [], ([], []), [], 0
+    for benchmark, before in first.by_problem.items():
+        after = second.by_problem.get(benchmark, {})
+        shared = [problem for problem in before if problem in after]
+        if not shared:
+            continue
+        shared_problems += len(shared)
+        accuracy.append([mean_reward(after[problem]) - mean_reward(before[problem]) for problem in shared])
+        length.append([_mean_tokens(after[problem]) - _mean_tokens(before[problem]) for problem in shared])
+        for verdicts, answers in zip(right, (before, after)):
+            verdicts += [answers[problem][0].reward == 1 for problem in shared]
+        notes += [f"{benchmark}: {what}" for what in unlike(first.row_of[benchmark], second.row_of[benchmark])]
+    if not shared_problems:
         return None
-    accuracy, length = defaultdict(list), defaultdict(list)
-    for key in shared:
-        before, after = answers[0][key], answers[1][key]
-        accuracy[key[0]].append(after.reward - before.reward)
-        length[key[0]].append(after.tokens - before.tokens)
-    right = [[answer[key].reward == 1 for key in shared] for answer in answers]
-    rows = [{row["benchmark"]: row for row in model.scores["benchmarks"]} for model in (first, second)]
-    unlike = sorted(
-        {
-            f"{benchmark}: {name}"
-            for benchmark in accuracy
-            for name in ("sampling", "image_spec", "prompt_spec", "reward")
-            if rows[0][benchmark].get(name) != rows[1][benchmark].get(name)
-        }
-    )
+    answered = [sum(map(len, model.by_problem.values())) for model in (first, second)]
     return Comparison(
         first.label,
         second.label,
-        bootstrap_mean_of_strata(accuracy.values()),
-        bootstrap_mean_of_strata(length.values()),
+        bootstrap_mean_of_strata(accuracy),
+        bootstrap_mean_of_strata(length),
         mcnemar_exact(*right),
-        len(answers[0]) + len(answers[1]) - 2 * len(shared),
-        unlike,
+        sum(answered) - 2 * shared_problems,
+        notes,
     )
+
+
+def _mean_tokens(rows: Sequence[AnyGraded]) -> float:
+    return sum(row.tokens for row in rows) / len(rows)
 
 
 def compare_all(models: Sequence[ScoredModel]) -> list[Comparison]:
@@ -95,3 +104,77 @@ def comparison_rows(comparisons: Iterable[Comparison]) -> list[dict[str, Any]]:
         }
         for pair in comparisons
     ]
+
+
+def unlike_warnings(comparisons: Iterable[Comparison]) -> list[str]:
+    """One line a pair that was not measured alike, naming what differs."""
+    return [
+        f"{pair.first} and {pair.second} are not measured alike: {'; '.join(pair.unlike)}"
+        for pair in comparisons
+        if pair.unlike
+    ]
+
+
+def protocol_table(models: Iterable[ScoredModel]) -> Table:
+    """The same answers under the strict and under the authors' protocol: a row a model and benchmark that has both.
+
+    The difference is authors' minus strict in points, problems paired, the strict verdict that of the first sample.
+    """
+    rows = []
+    for model in models:
+        verdicts = authors_verdicts(model) if model.scores.get("authors") else {}
+        for authors in model.scores.get("authors") or []:
+            strict = model.row_of.get(authors["benchmark"])
+            if strict is None:
+                continue
+            values = [accuracy(row) for row in (strict, authors)]
+            problems = model.by_problem[authors["benchmark"]]
+            shared = [problem for problem in problems if problem in verdicts]
+            before = [problems[problem][0].reward == 1 for problem in shared]
+            difference = paired_difference(before, [verdicts[problem] for problem in shared]) if shared else None
+            judge = authors.get("judge") or {}
+            cells = [
+                model.label,
+                authors["benchmark"],
+                f"{authors['n']:,}",
+                *(with_interval(value.value, value.low, value.high) for value in values),
+                _points(difference) if difference else f"{values[1].value - values[0].value:+.1f}",
+                str(authors.get("tries", 1)),
+                str(authors.get("later_tries_kept", "")),
+                protocol_name(authors).rsplit(", ", 1)[1],
+                str(judge.get("calls", "")),
+            ]
+            rows.append(Row(tuple(map(Cell, cells))))
+    columns = [
+        Column("Model", number=False),
+        Column("Benchmark", number=False),
+        Column("n"),
+        Column("Strict", "%"),
+        Column("Authors'", "%"),
+        Column("Difference", "points"),
+        Column("Tries at most"),
+        Column("Later tries kept"),
+        Column("Judge", number=False),
+        Column("Judge's calls"),
+    ]
+    return Table("The same model under two protocols", columns, rows)
+
+
+def authors_verdicts(model: ScoredModel) -> dict[str, bool]:
+    """Problem id → right under the authors' protocol, as verdicts_authors.jsonl has it; empty without the file."""
+    path = Path(model.folder) / "verdicts_authors.jsonl"
+    if not path.is_file():
+        return {}
+    verdicts = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            verdicts[row["problem_id"]] = bool(row["right"])
+        except (ValueError, KeyError, TypeError):
+            raise RequestError(f"{path}, line {number}: no verdict; run 40_benchmark again") from None
+    return verdicts
+
+
+def _points(difference: Interval) -> str:
+    mean, low, high = (100 * value for value in (difference.mean, difference.low, difference.high))
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"

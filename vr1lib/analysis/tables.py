@@ -65,32 +65,52 @@ def paper_value(label: str) -> tuple[int | None, float | None]:
 # ------------------------------------------------------------------------------------------------------- our tables
 
 
-def summary(models: Iterable[ScoredModel]) -> list[dict[str, Any]]:
-    """One row a model, in the given order: accuracy as a share with its 95 % interval, mean length in tokens."""
+def summary(models: Sequence[ScoredModel]) -> list[dict[str, Any]]:
+    """One row a model, in the given order: accuracy as a share with its 95 % interval, mean length in tokens, number of
+    problems. Where a model answered several times: samples, pass@k and majority@k, plain means over benchmarks as the
+    accuracy is; None for a k that one of a model's benchmarks lacks."""
+    several = any(model.samples > 1 for model in models)
+    scored = [row for model in models for row in model.scores["benchmarks"]]
+    ks = {
+        name: sorted({int(k) for row in scored for k in row.get(name, {}) if k != "1"})
+        for name in ("pass_at_k", "majority_at_k")
+    }
     rows = []
     for model in models:
-        accuracy = model.accuracy
-        rows.append(
-            {
-                "model": model.label,
-                "accuracy": accuracy.mean,
-                "low": accuracy.low,
-                "high": accuracy.high,
-                "mean_length": model.mean_length,
-                "n": len(model.graded),
-            }
-        )
+        row = {
+            "model": model.label,
+            "accuracy": model.accuracy.mean,
+            "low": model.accuracy.low,
+            "high": model.accuracy.high,
+            "mean_length": model.mean_length,
+            "n": model.accuracy.n,
+        }
+        if several:
+            row["samples"] = model.samples
+            for name, each in ks.items():
+                row |= {name.replace("_k", f"_{k}"): _mean_over_benchmarks(model, name, str(k)) for k in each}
+        rows.append(row)
     return rows
+
+
+def _mean_over_benchmarks(model: ScoredModel, name: str, k: str) -> float | None:
+    values = [row.get(name, {}).get(k) for row in model.scores["benchmarks"]]
+    return None if None in values else sum(values) / len(values)
 
 
 def summary_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """The summary as a small table of plain text."""
     width = max([len("model"), *(len(row["model"]) for row in rows)])
-    lines = [f"{'model':<{width}}  accuracy  95 % interval   mean length     n"]
+    several = [key for key in (rows[0] if rows else {}) if "_at_" in key]
+    heads = [key.replace("_at_", "@") for key in several]
+    lines = ["  ".join([f"{'model':<{width}}  accuracy  95 % interval   mean length     n", *heads])]
     for row in rows:
         interval = f"{100 * row['low']:5.1f} – {100 * row['high']:5.1f}"
         cells = [f"{row['model']:<{width}}", f"{100 * row['accuracy']:6.1f} %", f"{interval:<14}"]
-        lines.append("  ".join([*cells, f"{row['mean_length']:11.1f}", f"{row['n']:4d}"]))
+        cells += [f"{row['mean_length']:11.1f}", f"{row['n']:4d}"]
+        for key, head in zip(several, heads):
+            cells.append(f"{'–' if row[key] is None else f'{100 * row[key]:.1f} %':>{len(head)}}")
+        lines.append("  ".join(cells))
     return "\n".join(lines)
 
 
@@ -126,7 +146,7 @@ def _ours(model: ScoredModel | None) -> dict[str, Any]:
         return dict.fromkeys(keys)
     accuracy = model.accuracy
     percents = [round(100 * value, 2) for value in (accuracy.mean, accuracy.low, accuracy.high)]
-    return dict(zip(keys, [model.label, round(model.mean_length, 1), *percents, len(model.graded)]))
+    return dict(zip(keys, [model.label, round(model.mean_length, 1), *percents, accuracy.n]))
 
 
 def group_scores(models: Iterable[ScoredModel]) -> list[dict[str, Any]]:
