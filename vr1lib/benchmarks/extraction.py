@@ -3,25 +3,15 @@
 MathVista and others let a language model take the answer out of a response; these rules stand in for it, so that a
 score needs no judge and is the same tomorrow. In order: our own answer block, a box, MathVista's published shortcuts
 (the response is a choice or a number), then what a sentence says. A refusal gives words ("N/A"), for MathVista's rule
-reads a choice out of any text. Measured against the answers that a language model took out of MathVista's published
-outputs; most of what differs is a guess where the response says no answer (`scoring.disagreements` lists it).
+reads a choice out of any text. They agree with the published extractions on 93 % of GPT-4's worked solutions and 90 %
+of LLaVAR's short sentences; most of what differs is a guess where the response says no answer
+(`scoring.disagreements` lists it).
 """
 
 import re
-from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from vr1lib.benchmarks.sentences import (
-    NUMBER,
-    answer_number,
-    by_weight,
-    clauses,
-    plain_number,
-    refusal,
-    sentences,
-    stated_number,
-)
-from vr1lib.benchmarks.sentences import undecided
+from vr1lib.benchmarks import sentences
 
 Kind = Literal["option", "integer", "float", "list", "yes or no", "text"]
 
@@ -40,6 +30,7 @@ _BLOCK = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 _AUTHORS = re.compile(r"<answer> Final Answer:(.*?) </answer>", re.DOTALL)
 _PREFIX = re.compile(r"\s*(?:\*\*)?final answer\s*[:：]\s*", re.IGNORECASE)
 _TOKENS = re.compile(r"</?s>|<\|[a-z_]{1,30}\|>|\*\*|\\[,!;]")
+_BLANKS = re.compile(r"[^\S\n]+")
 _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf))\s*\{([^{}]*)\}")
 
 
@@ -62,7 +53,8 @@ def final_answer(block: str) -> str:
 
 def extract(response: str, wanted: Wanted) -> str:
     """The answer in `response`, an empty text if it is blank."""
-    text = _WRAPPED.sub(r"\1", _TOKENS.sub("", response[-MAX_READ:])).replace("−", "-").strip()
+    text = _WRAPPED.sub(r"\1", _TOKENS.sub("", response[-MAX_READ:])).replace("−", "-")
+    text = _BLANKS.sub(" ", text).strip()
     if block := answer_block(text):
         return _read(last_boxed(block) or block, wanted) or block
     text = text.rpartition("</think>")[2].strip() or text
@@ -103,23 +95,21 @@ _ANSWER_WORDS = r"(?:answer|choice|option|solution|选项|选择|答案|故选|�
 _SAID = re.compile(
     rf"(?i:{_ANSWER_WORDS}(?:(?![.。\n]\s).){{0,60}}?(?:\bis\b|\bbe\b|:|：|是|为|应为|选))"
     r"\s*(?i:most likely\s+|therefore\s+)?(?i:option\s+|choice\s+|the\s+)?"
-    r"(?:[*\"'“$]*[(（\[]\s*([A-Ha-h])\s*[)）\]]|[*\"'“$]*([A-H])(?![\w'’])|([a-h])(?=[).:]?\s*$|\)))"
+    r"(?:[*\"'“$]*[(（\[]\s*([A-Ha-h])\s*[)）\]]|[*\"'“$]*([A-H])(?![A-Za-z0-9'’])|([a-h])(?=[).:]?\s*$|\)))"
 )
 _NAMED = re.compile(
-    r"(?:(?i:\b(?:option|choice)\s+)[(（]?([A-H])[)）]?(?![\w'’])|故选\s*[(（]?([A-H]))"
+    r"(?:(?i:\b(?:option|choice|choose|select|pick)\s+)|选项?\s*)[(（]?([A-H])[)）]?(?![A-Za-z0-9'’])"
     r"(?!\W+(?:is|are|was|would|can|does)(?:n't|not| not| wrong| incorrect| false))"
 )
-_BRACKETED = re.compile(r"(?<!\w)(?<!side )(?<!point )(?<!angle )(?<!line )[(（]\s*([A-Ha-h])\s*[)）]")
+_BRACKETED = re.compile(r"(?<!\w)(?<!not )(?<!side )(?<!point )(?<!angle )(?<!line )[(（]\s*([A-Ha-h])\s*[)）]")
 _LEADING = re.compile(
     r"[*\"'\s]*[(（\[]?([A-H])[)）\]]?(?:\s*[.:,，、;\-–]\s|\s*[.)）]|\s*\n|\s*$|\s+[(（])|([a-h])[.):](?:\s|$)"
 )
-_LETTERS = tuple("ABCDEFGHabcdefgh")
-_LABEL = re.compile(r"^\s*[(（]?[A-Z][)）.:]\s*")
-_LISTED = re.compile(r"^\s*[(（]?[A-Z][)）.:]\s*\S", re.MULTILINE)
+_LISTED = re.compile(r"^[ \t]*[(（]?[A-Z][)）.:][ \t]*(\S.*)$", re.MULTILINE)
 
 
 def _option(text: str, choices: tuple[str, ...]) -> str:
-    """The option's letter or text, a refusal's words, or the sentence that matters most."""
+    """The option's letter or text, a sentences.refusal's words, or the sentence that matters most."""
     if text in choices:
         return _unmistakable(text, choices)
     if letter := _letter(text, chr(ord("A") + len(choices) - 1) if choices else "H"):
@@ -127,17 +117,17 @@ def _option(text: str, choices: tuple[str, ...]) -> str:
     text = _without_echo(text, choices)
     if not text:
         return ""
-    parts = sentences(text)
-    weighed = by_weight(parts)
+    parts = sentences.split(text)
+    weighed = sentences.by_weight(parts)
     if {choice.strip().lower() for choice in choices} == {"yes", "no"}:
         word = _opening_yes_or_no(text)
-        if not word and (words := undecided(parts)):
+        if not word and (words := sentences.undecided(parts)):
             return words
         word = word or _affirmed(weighed)
         return next((choice for choice in choices if choice.strip().lower() == word), "")
-    if words := refusal(parts):
+    if words := sentences.refusal(parts):
         return words
-    if number := _number_option(by_weight(parts, reasons_follow=False), choices):
+    if number := _number_option(sentences.by_weight(parts, reasons_follow=False), choices):
         return number
     found = _mentioned(weighed, choices) or _by_own_words(weighed, choices)
     return _unmistakable(found, choices) if found else _stated_text(weighed, choices) or text
@@ -149,8 +139,8 @@ def _unmistakable(choice: str, choices: tuple[str, ...]) -> str:
 
 
 def _letter(text: str, last: str) -> str:
-    """The last letter that the text calls its answer, else the one it begins with, else one in brackets where it weighs most."""
-    if text in _LETTERS:
+    """The last letter that the text calls its answer, its first, or one in brackets."""
+    if re.fullmatch("[A-Ha-h]", text):
         return text.upper()
     for pattern in (_SAID, _NAMED):
         if found := [next(filter(None, match.groups())).upper() for match in pattern.finditer(text)]:
@@ -160,20 +150,19 @@ def _letter(text: str, last: str) -> str:
         return ""
     if leading and (letter := (leading[1] or leading[2]).upper()) <= last:
         return letter
-    parts = sentences(text)
-    for part in (*by_weight(parts)[:1], parts[-1], parts[0]):
-        if within := [match[1].upper() for match in _BRACKETED.finditer(part) if match[1].upper() <= last]:
-            return within[-1]
+    parts = sentences.split(text)
+    for part in (*sentences.by_weight(parts)[:1], parts[-1], parts[0]):
+        within = {match[1].upper() for match in _BRACKETED.finditer(part)}
+        if len(within) == 1 and (letter := within.pop()) <= last:
+            return letter
     return ""
 
 
 def _without_echo(text: str, choices: tuple[str, ...]) -> str:
     """What a text says behind the options, should it list them once more."""
-    lines, listed = text.splitlines(), {_plain(choice) for choice in choices}
-    echoes = [
-        place for place, line in enumerate(lines) if _LISTED.match(line) and _plain(_LABEL.sub("", line)) in listed
-    ]
-    return "\n".join(lines[echoes[-1] + 1 :]).strip() if len(echoes) > 1 else text
+    listed = {sentences.plain(choice) for choice in choices}
+    echoes = [match.end() for match in _LISTED.finditer(text) if sentences.plain(match[1]) in listed]
+    return text[echoes[-1] :].strip() if len(echoes) > 1 else text
 
 
 def _opening_yes_or_no(text: str) -> str:
@@ -188,18 +177,19 @@ def _affirmed(weighed: list[str]) -> str:
     """Yes or no of a statement that says neither word: by its being negated."""
     if not weighed:
         return ""
-    word = yes_or_no(weighed[0]).lower()
-    return word if word != "unknown" else "no" if _NEGATED.search(weighed[0]) else "yes"
+    statement = weighed[0].rpartition(", but ")[2]
+    word = yes_or_no(statement).lower()
+    return word if word != "unknown" else "no" if _NEGATED.search(statement) else "yes"
 
 
 def _number_option(weighed: list[str], choices: tuple[str, ...]) -> str:
     """The number that the weightiest sentence with one states, if the choices are numbers; it need be none of them."""
-    values = [_value(choice) for choice in choices]
+    values = [sentences.value(choice) for choice in choices]
     if None in values or len(set(values)) < 2:
         return ""
     for part in weighed:
-        if number := stated_number(part):
-            return next((choice for choice, value in zip(choices, values) if value == _value(number)), number)
+        if number := sentences.stated_number(part):
+            return next((choice for choice, value in zip(choices, values) if value == sentences.value(number)), number)
     return ""
 
 
@@ -208,26 +198,18 @@ _IS = re.compile(r"\b(?:is|are|was|were|be|been|equals?|called|shows?|becomes?)\
 
 def _mentioned(weighed: list[str], choices: tuple[str, ...]) -> str:
     """The choice that the weightiest sentence to speak of one names: behind its last verb, else the last one."""
-    for text in (_plain(clause) for part in weighed for clause in _compared(part)):
+    for text in (sentences.plain(clause) for part in weighed for clause in sentences.compared(part)):
         if places := _places(text, choices):
             said = max((match.end() for match in _IS.finditer(text) if match.end() <= places[-1][0] + 1), default=0)
             return next((choice for place, choice in places if place >= said), places[-1][1])
     return ""
 
 
-def _compared(sentence: str) -> Iterator[str]:
-    """The sentence's clauses, each also without what it is compared with: "larger than …"."""
-    for clause in clauses(sentence):
-        if shorter := re.sub(r"\bthan\b.*", "", clause, flags=re.DOTALL):
-            yield shorter
-        yield clause
-
-
 def _by_own_words(weighed: list[str], choices: tuple[str, ...]) -> str:
     """The one choice whose words (but those that every choice has) a sentence uses, in any form: all, or else most."""
-    words = [_stems(choice) if re.search(r"[^\W\d_]{2}", choice) else set() for choice in choices]
+    words = [sentences.stems(choice) if re.search(r"[^\W\d_]{2}", choice) else set() for choice in choices]
     common = set.intersection(*words) if words else set()
-    said = [_stems(part) for part in weighed]
+    said = [sentences.stems(clause) for part in weighed for clause in sentences.clauses(part)]
     for enough in (1.0, MOST):
         for used in said:
             shares = [len((own - common) & used) / max(len(own - common), 1) for own in words]
@@ -237,72 +219,31 @@ def _by_own_words(weighed: list[str], choices: tuple[str, ...]) -> str:
     return ""
 
 
-_SMALL_WORDS = frozenset("a the an of it to would wil is".split())
-
-
-def _stems(text: str) -> set[str]:
-    """A text's words without what inflects them, roughly: increased and increases are increas."""
-    words = re.findall(r"[^\W\d_][^\W\d_]*(?:'[^\W\d_]+)?|\d+(?:\.\d+)?", text.lower())
-    stems = {re.sub(r"(?<=\w{3})(?:ing|ed|es|s|e|d)$", "", word) for word in words}
-    return {re.sub(r"(\w)\1$", r"\1", stem) for stem in stems} - _SMALL_WORDS
-
-
 def _places(text: str, choices: tuple[str, ...]) -> list[tuple[int, str]]:
     """Where a plain text mentions choices, as words or as equal numbers; not inside a longer choice's mention."""
-    taken, places = [], []
-    for choice in sorted(choices, key=len, reverse=True):
-        word = _plain(choice)
-        if not word:
-            continue
-        pattern = rf"(?<![\w.√])(?<!not ){re.escape(word)}(?![\w√]|\.\d)" if word[0].isascii() else re.escape(word)
-        for match in re.finditer(pattern, text):
-            if not any(start < match.end() and match.start() < end for start, end in taken):
-                taken.append(match.span())
-                places.append((match.start(), choice))
+    places, rest = [], text
+    names = [(sentences.plain(name), choice) for choice in choices for name in choice.split(";")]
+    for name, choice in sorted(names, key=lambda pair: len(pair[0]), reverse=True):
+        if name:
+            pattern = rf"(?<![\w.√])(?<!not ){re.escape(name)}(?![\w√]|\.\d)" if name[0].isascii() else re.escape(name)
+            places += [(match.start(), choice) for match in re.finditer(pattern, rest)]
+            rest = re.sub(pattern, "\0" * len(name), rest)
     if not places:
-        numbers = {_value(choice): choice for choice in reversed(choices) if _value(choice) is not None}
-        found = [(match.start(), _value(match[0])) for match in NUMBER.finditer(text)]
+        numbers = {
+            sentences.value(choice): choice for choice in reversed(choices) if sentences.value(choice) is not None
+        }
+        found = [(match.start(), sentences.value(match[0])) for match in sentences.NUMBER.finditer(text)]
         places = [(place, numbers[value]) for place, value in found if value in numbers]
     return sorted(places)
-
-
-_SPELLINGS = [
-    (re.compile(pattern), plain)
-    for pattern, plain in (
-        (r"\\[dt]?frac\s*\{\s*([^{}]*?)\s*\}\s*\{\s*([^{}]*?)\s*\}", r"\1/\2"),
-        (r"\\?sqrt\s*(?:\{([^{}]*)\}|\(([^()]*)\))?", r"√\1\2"),
-        (r"\\pi\b|(?<=\d)\s*pi\b", "π"),
-        (r"\s*(?:\\times|\\cdot|[*×·])\s*", ""),
-        (r"\s*(?:\\degrees?|\\?\^\{?\\circ\}?|\bdegrees?\b)", "°"),
-        (r"\\(?:left|right)|\\?[${}()]", ""),
-        (r"&", "and"),
-        (r"\s*([-+/=:^√°])\s*", r"\1"),
-        (r"\s+", " "),
-    )
-]
-
-
-def _plain(text: str) -> str:
-    """Lower case, in one spelling of formulas, without final points."""
-    text = text.lower()
-    for pattern, plain in _SPELLINGS:
-        text = pattern.sub(plain, text)
-    return text.strip().rstrip(".")
-
-
-def _value(text: str) -> float | None:
-    match = NUMBER.search(text)
-    rest = (text[: match.start()] + text[match.end() :]).strip(" °%$.") if match else "none"
-    return float(plain_number(match[0])) if match and len(rest) <= 6 and not re.search(r"[\\√π^/*\d]", rest) else None
 
 
 def _stated_text(weighed: list[str], choices: tuple[str, ...]) -> str:
     """What the weightiest sentence says behind its last verb or "="; the sentence itself where choices are words."""
     if not weighed:
         return ""
-    sentence = clauses(weighed[0])[0]
+    sentence = sentences.clauses(weighed[0])[0]
     verbs = list(_IS.finditer(sentence))
-    if not verbs or not (all(re.search(r"\d", choice) for choice in choices)):
+    if not verbs or not all(re.search(r"\d", choice) for choice in choices):
         return weighed[0]
     return re.sub(r",? (?:or|and)\b.*", "", sentence[verbs[-1].end() :]).strip(" $.:*") or weighed[0]
 
@@ -310,32 +251,34 @@ def _stated_text(weighed: list[str], choices: tuple[str, ...]) -> str:
 # ------------------------------------------------------------------------------------------------- numbers and lists
 
 _QUOTED = re.compile(r'The answer is "(.*)"\.')
+_FRACTION = re.compile(r"\\[dt]?frac\s?\{(\d+)\}\s?\{(\d+)\}")
 _SAID_NUMBER = re.compile(r"(?i:answer|答案)[^.。\n]{0,80}?(?i:\bis|\bbe|:|：|是|为)")
 
 
 def _number(text: str, kind: Kind) -> str:
-    """The number that is the answer; a refusal's words or nothing where there is none."""
+    """The number that is the answer; a sentences.refusal's words or nothing where there is none."""
     try:
         return str(int(text) if kind == "integer" else float(text))
     except (ValueError, OverflowError):
         pass
     if quoted := _QUOTED.search(text):
         return quoted[1]
+    text = _FRACTION.sub(r"\1/\2", text)
     for match in list(_SAID_NUMBER.finditer(text))[: -MAX_CUES - 1 : -1]:
-        said = sentences(text[match.end() :].lstrip() or " ")[0]
-        if NUMBER.search(said):
-            return stated_number(said)
-    parts = sentences(text)
-    if words := refusal(parts[-1:]):
+        said = sentences.split(text[match.end() :].lstrip() or " ")[0]
+        if sentences.NUMBER.search(said):
+            return sentences.stated_number(said)
+    parts = sentences.split(text)
+    if words := sentences.refusal(parts[-1:]):
         return words
-    return answer_number(parts) or refusal(parts)
+    return sentences.answer_number(parts) or sentences.refusal(parts)
 
 
 def _list(text: str) -> str:
     """The last list in square brackets, else the last sentence's numbers."""
     if brackets := re.findall(r"\[[^\[\]]*\]", text):
         return brackets[-1]
-    numbers = [plain_number(number) for number in NUMBER.findall(sentences(text)[-1])]
+    numbers = [sentences.plain_number(number) for number in sentences.NUMBER.findall(sentences.split(text)[-1])]
     return f"[{', '.join(numbers)}]" if numbers else text
 
 
