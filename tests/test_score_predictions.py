@@ -121,3 +121,56 @@ def test_wrong_requests_are_named(chartqa, benchmark, data, protocol, said):
     path = written(chartqa, {"id": "human-0", "response": "14"})
     with pytest.raises(RequestError, match=said):
         scoring.score(benchmark, path, chartqa / data, protocol=protocol)
+
+
+ROWS = {"1": {"response": "a"}, "2": {"response": "b", "extraction": [1]}, "3": {"response": "", "note": {"deep": [1]}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("output.json", json.dumps(ROWS, indent=2)),
+        ("output.json", json.dumps([{"id": name, **row} for name, row in ROWS.items()])),
+        ("output.json", "\n".join(json.dumps({"id": name, **row}) for name, row in ROWS.items())),
+        ("output.jsonl", "\n".join(json.dumps({"pid": name, **row}) for name, row in ROWS.items())),
+        ("output.jsonl", "\ufeff" + "\r\n".join(json.dumps({"id": int(name), **row}) for name, row in ROWS.items())),
+        ("output.jsonl", "\n\n".join(json.dumps({"sample_index": f" {name} ", **row}) for name, row in ROWS.items())),
+    ],
+)
+def test_published_forms_are_the_same_predictions(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content.encode())
+    rows = read_predictions(tmp_path / name)
+    assert [(row[0], row[2].response, row[2].extraction, row[2].given) for row in rows] == [
+        ("1", "a", None, False),
+        ("2", "b", [1], True),
+        ("3", "", None, False),
+    ]
+    assert match(PROBLEMS, rows, strict=True).rows == 3
+
+
+def test_an_id_that_is_twice_a_key_of_one_object_is_a_second_prediction(tmp_path):
+    path = tmp_path / "output.json"
+    path.write_text('{"1": {"response": "first"}, "1": {"response": "second"}}')
+    matched = match(PROBLEMS, read_predictions(path))
+    assert matched.predictions[0].response == "first" and matched.duplicate == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("3", "holds no rows; give rows one a line, a list of them, or rows by id"),
+        ('{"id":', "not JSON"),
+        ("[3]", "row 1: not an object"),
+        ('{"1": {"text": "x"}}', "row '1': field 'response' is missing"),
+        ("[" * 100_000, "not JSON"),
+    ],
+)
+def test_a_json_file_without_predictions_is_an_error_that_says_so(tmp_path, content, said):
+    (tmp_path / "output.json").write_text(content)
+    with pytest.raises(RequestError, match=said):
+        read_predictions(tmp_path / "output.json")
+
+
+def test_what_is_no_number_is_an_extraction_like_any_other(tmp_path):
+    rows = read_predictions(written(tmp_path, '{"id": "1", "response": "x", "extraction": NaN}'))
+    assert rows[0][2].given and rows[0][2].extraction != rows[0][2].extraction
