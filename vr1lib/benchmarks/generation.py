@@ -184,8 +184,8 @@ class AnswerFile:
 
     def end(self) -> None:
         """Raises RequestError if more is there than was expected."""
-        if self.taken < len(self.left):
-            raise RequestError(f"{self.path}: holds {len(self.left)} answers too many; choose another run")
+        if more := len(self.left) - self.taken:
+            raise RequestError(f"{self.path}: holds {more} answers too many; choose another run")
 
     def _keep(self, count: int) -> None:
         with self.path.open("rb") as file:
