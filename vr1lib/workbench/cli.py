@@ -7,6 +7,7 @@ Each command imports what it needs when it runs, so that `vr1 --help` and `vr1 g
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -25,7 +26,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    options = parse(arguments)
     try:
         return options.command(options)
     except RequestError as error:
@@ -37,6 +38,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `vr1 grade … | head`: the reader has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; `vr1 run` also takes KEY=VALUE anywhere, as W&B's sweep agent writes parameters.
+
+    A value is read as YAML, which reads Python's lists and dictionaries too; W&B writes null as None.
+    """
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
+    if rest and options.command is not run_notebook or not all(re.match(r"[A-Za-z_]\w*=", text) for text in rest):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    for key, _, value in (text.partition("=") for text in rest):
+        options.overrides.append((key, "null" if value == "None" else value))
+    return options
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,9 +75,17 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "-p", dest="overrides", action="append", default=[], nargs=2, metavar=("KEY", "VALUE"), help="wins over files"
     )
+    run.epilog = "KEY=VALUE arguments are the same as -p KEY VALUE."
     run.add_argument("--name", metavar="RUN", help="the run's name (the parameter `run`)")
     run.add_argument("--resume", action="store_true", help="go on with the run of that name from its last checkpoint")
     run.set_defaults(command=run_notebook)
+
+    sweep = commands.add_parser("sweep", help="a run for each point of a W&B sweep configuration (grid, random)")
+    sweep.add_argument("file", metavar="FILE", help="params/sweeps/NAME.yaml; `wandb sweep FILE` takes it too")
+    sweep.add_argument("--jobs", type=positive, default=1, metavar="N", help="runs at once (default: 1)")
+    sweep.add_argument("--resume", action="store_true", help="run only what has not finished")
+    sweep.add_argument("--executor", choices=("local",), default="local", help="where the runs go (default: local)")
+    sweep.set_defaults(command=run_sweep)
 
     join = commands.add_parser("join", help="lend this machine to a run that another one started (nodes > 1)")
     join.add_argument("run", metavar="RUN", help="its run folder, on a file system that both see")
@@ -137,6 +160,19 @@ def run_notebook(options: argparse.Namespace) -> int:
     from vr1lib.workbench.launch import launch
 
     return launch(options.stem, options.files, options.overrides, options.name, options.resume)
+
+
+def run_sweep(options: argparse.Namespace) -> int:
+    from vr1lib.workbench.sweep import sweep_command
+
+    return sweep_command(options.file, options.jobs, options.resume)
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number of at least 1")
+    return number
 
 
 def join_run(options: argparse.Namespace) -> int:

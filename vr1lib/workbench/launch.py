@@ -43,10 +43,14 @@ def launch(
         earlier = project_root() / "outputs" / stem / params.run / "params.yaml"
         files = [*([earlier] if earlier.exists() else []), *files]  # a resumed run keeps its parameters
         params = load_parameters(stem, files, [*overrides, *named, ("resume", "true")])
+    return execute(stem, notebook_of(stem), params)
+
+
+def notebook_of(stem: str) -> Path:
     notebook = project_root() / "notebooks" / f"{stem}.ipynb"
     if not notebook.exists():
         raise RequestError(f"{shown(notebook)}: no such notebook; restore it from git")
-    return execute(stem, notebook, params)
+    return notebook
 
 
 def execute(stem: str, notebook: Path, params: Parameters) -> int:

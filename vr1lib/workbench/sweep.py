@@ -1,0 +1,393 @@
+"""`vr1 sweep`: every point of a W&B sweep configuration as a run of its own, on this machine.
+
+All points are checked before the first one starts. Each is a `vr1 run` in a process of its own, `jobs` of them at once;
+what becomes of them stands in outputs/sweeps/NAME/: sweep.yaml (the file), points.jsonl (rewritten whenever a point
+starts or ends), logs/, failures.md, and at the end comparison.{csv,md,tex,png}. A point that fails is kept with its
+cell and traceback, and the others go on; `resume` runs what has not finished. Exit codes: 0 all finished, 1 some not,
+2 the request was wrong (then nothing has run), 130 interrupted.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vr1lib.records import RequestError
+from vr1lib.workbench.launch import DONE, FAILED, INTERRUPTED, notebook_of
+from vr1lib.workbench.params import Parameters, load_parameters, project_root
+from vr1lib.workbench.sweep_file import Point, Sweep, read_sweep
+from vr1lib.workbench.tracking import lock_folder, read_manifest, refuse_if_running, say, shown
+
+GRACE_SECONDS = 30.0  # between asking an interrupted run to end and ending it
+LOOK_SECONDS = 1.0  # between two looks at the runs
+FAILED_CELL = "cell In ["  # how `vr1 run` begins the page of a failure
+STATUSES = ("waiting", "running", "finished", "failed", "killed", "interrupted")
+
+
+@dataclass
+class Progress:
+    """A line of points.jsonl. `run` is the run folder; `cell` and `traceback` tell where a notebook failed."""
+
+    name: str
+    values: dict[str, Any]
+    run: str
+    status: str = "waiting"
+    seconds: float | None = None
+    error: str | None = None
+    cell: str | None = None
+    traceback: list[str] = field(default_factory=list)
+
+
+def sweep_command(path: str, jobs: int, resume: bool) -> int:
+    """Check, run and compare; returns the exit code. Raises RequestError if the file or a point is not right."""
+    sweep = read_sweep(path)
+    stem = check_points(sweep)
+    state = claim(sweep, stem, resume)
+    try:
+        code = run_points(sweep, state, jobs)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    from vr1lib.analysis.sweeps import write_comparison  # with matplotlib, which nothing before it needs
+
+    print(write_comparison(state.folder, sweep.metric))
+    counts = state.counts()
+    print(
+        f"{sweep.name}: {', '.join(f'{number} {status}' for status, number in counts.items())}; {shown(state.folder)}"
+    )
+    for row in state.unfinished():
+        say(": ".join(filter(None, (row.name, row.status, row.cell, row.error))))
+    if code != DONE:
+        say(f"to run what has not finished: vr1 sweep {path} --resume")
+    return code
+
+
+# ---------------------------------------------------------------------------------------------- before anything runs
+
+
+def check_points(sweep: Sweep) -> str:
+    """Every point's parameters, and that what they read is there; returns the notebook's stem.
+
+    Raises RequestError naming all points that are wrong, or the commands that make what is missing.
+    """
+    from vr1lib.workbench.cli import parse
+
+    options = parse(sweep.command)
+    if options.name or any(key == "run" for key, _ in options.overrides):
+        raise RequestError(f"{sweep.path}: command names the run; the sweep does that: leave it out")
+    notebook_of(options.stem)
+    faults: dict[str, list[str]] = {}
+    needed: list[str] = []
+    for point in sweep.points:
+        arguments = [tuple(argument.split("=", 1)) for argument in as_arguments(point)]
+        try:
+            params = load_parameters(options.stem, options.files, [*options.overrides, *arguments, ("run", point.name)])
+        except RequestError as error:
+            faults.setdefault(str(error), []).append(point.name)
+        else:
+            needed += [command for command in commands_for(params) if command not in needed]
+    if faults:
+        lines = [f"{fault} ({len(names)} points: {names[0]}, …)" if len(names) > 1 else f"{fault} ({names[0]})"
+                 for fault, names in faults.items()]  # fmt: skip
+        raise RequestError("\n".join(f"{shown(sweep.path.resolve())}: {line}" for line in lines))
+    if needed:
+        raise RequestError(f"{sweep.path}: what its points read is not there yet; make it: {' && '.join(needed)}")
+    return options.stem
+
+
+def commands_for(params: Parameters) -> list[str]:
+    """The commands that make what these parameters read below outputs/ and is not there, in order."""
+    commands: list[str] = []
+    for value in params.model_dump().values():
+        parts = Path(value).parts if isinstance(value, str) else ()
+        if parts[:1] != ("outputs",) or len(parts) < 3 or (project_root() / value).exists():
+            continue
+        stem, run = parts[1:3]
+        file = f"params/{stem}/{run}.yaml"
+        if not (project_root() / file).exists():
+            raise RequestError(f"{value}: not there, and no {file} to make it with; give another path")
+        steps = [*commands_for(load_parameters(stem, [file])), f"vr1 run {stem} -f {file}"]
+        commands += [command for command in steps if command not in commands]
+    return commands
+
+
+def as_arguments(point: Point) -> list[str]:
+    """KEY=VALUE for `vr1 run`: text as it is, anything else as JSON."""
+    return [
+        f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for key, value in point.values.items()
+    ]
+
+
+# ------------------------------------------------------------------------------------------------- the sweep's folder
+
+
+class State:
+    """outputs/sweeps/NAME: points.jsonl always tells how things stand."""
+
+    def __init__(self, folder: Path, rows: Sequence[Progress], lock: Any = None) -> None:
+        self.folder, self.rows, self.lock = folder, list(rows), lock
+        self.writing = threading.Lock()
+
+    def update(self, row: Progress, **entries: Any) -> None:
+        for name, value in entries.items():
+            setattr(row, name, value)
+        self.write()
+
+    def write(self) -> None:
+        with self.writing:
+            new = self.folder / "points.jsonl.new"
+            new.write_text("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self.rows))
+            os.replace(new, self.folder / "points.jsonl")
+
+    def counts(self) -> dict[str, int]:
+        statuses = [row.status for row in self.rows]
+        return {status: statuses.count(status) for status in STATUSES if status in statuses}
+
+    def unfinished(self) -> list[Progress]:
+        return [row for row in self.rows if row.status != "finished"]
+
+
+def claim(sweep: Sweep, stem: str, resume: bool) -> State:
+    """The sweep's folder, with its file and points. With `resume` an earlier sweep goes on, else it moves to NAME~1, ….
+
+    Raises RequestError if another process runs there, or if what is to be resumed is not there or another sweep.
+    """
+    folder = project_root() / "outputs" / "sweeps" / sweep.name
+    exists = (folder / "points.jsonl").exists()
+    if exists:
+        refuse_if_running(folder)
+    if resume:
+        return reclaim(sweep, folder, exists)
+    if exists:
+        number = 1
+        while (aside := folder.with_name(f"{folder.name}~{number}")).exists():
+            number += 1
+        folder.rename(aside)
+        say(f"{shown(folder)} held an earlier sweep; it is now {shown(aside)}")
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    (folder / "sweep.yaml").write_text(sweep.text, encoding="utf-8")
+    rows = [Progress(point.name, point.values, f"outputs/{stem}/{point.name}") for point in sweep.points]
+    state = State(folder, rows, lock_folder(folder))
+    state.write()
+    return state
+
+
+def reclaim(sweep: Sweep, folder: Path, exists: bool) -> State:
+    if not exists:
+        raise RequestError(f"{shown(folder)}: no sweep to resume; start it without --resume")
+    if (folder / "sweep.yaml").read_text(encoding="utf-8") != sweep.text:
+        raise RequestError(
+            f"{sweep.path}: is not as it was when {shown(folder)} was started; start it without --resume, or give it "
+            "another name"
+        )
+    lines = (folder / "points.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [Progress(**json.loads(line)) for line in lines]
+    for row in rows:
+        if read_manifest(project_root() / row.run).get("status") != "finished":
+            row.status = "waiting" if row.status == "finished" else row.status
+    return State(folder, rows, lock_folder(folder))
+
+
+# --------------------------------------------------------------------------------------------------------- the running
+
+
+def run_points(sweep: Sweep, state: State, jobs: int) -> int:
+    """Run what has not finished, `jobs` at once, and tell how it goes; returns the exit code."""
+    waiting = state.unfinished()
+    for row in waiting:
+        row.status, row.error, row.cell, row.traceback = "waiting", None, None, []
+    state.write()
+    runner = Runner(sweep, state, jobs)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is an interruption too
+    with Watch(state, sweep.metric) as watch, ThreadPoolExecutor(jobs) as pool:
+        running: set[Future] = {pool.submit(runner.run, row, watch.say) for row in waiting}
+        try:
+            while running:
+                done, running = wait(running, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                watch.look()
+        except BaseException:
+            runner.stop()
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            write_failures(state)
+    return DONE if not state.unfinished() else FAILED
+
+
+class Runner:
+    """Runs points as processes; `stop` ends those that run and lets no other start."""
+
+    def __init__(self, sweep: Sweep, state: State, jobs: int) -> None:
+        self.sweep, self.state = sweep, state
+        self.stopped = threading.Event()
+        self.processes: list[subprocess.Popen] = []
+        self.environment = dict(os.environ)
+        if jobs > 1:
+            self.environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
+
+    def command(self, row: Progress) -> list[str]:
+        """`vr1 run` of a point; one that has left a checkpoint goes on from there."""
+        arguments = as_arguments(Point(row.name, row.values))
+        group = [] if "wandb_group" in row.values else ["-p", "wandb_group", self.sweep.name]
+        resume = ["--resume"] if any((project_root() / row.run / "checkpoints").glob("step-*")) else []
+        return [
+            sys.executable, "-m", "vr1lib", *self.sweep.command, *group, *arguments, "--name", row.name, *resume
+        ]  # fmt: skip
+
+    def run(self, row: Progress, tell: Callable[[str], Any]) -> None:
+        if self.stopped.is_set():
+            return
+        log = self.state.folder / "logs" / f"{row.name}.log"
+        started = time.monotonic()
+        with log.open("w", encoding="utf-8") as file:
+            process = subprocess.Popen(
+                self.command(row), stdout=file, stderr=subprocess.STDOUT, env=self.environment, start_new_session=True,
+                cwd=project_root(),
+            )  # fmt: skip
+            self.processes.append(process)
+            if self.stopped.is_set():
+                process.terminate()
+            self.state.update(row, status="running")
+            tell(f"{row.name}: started")
+            code = process.wait()
+        outcome = self.outcome(row, code, log.read_text(encoding="utf-8", errors="replace"))
+        self.state.update(row, seconds=round(time.monotonic() - started, 1), **outcome)
+        tell(f"{row.name}: {row.status} after {row.seconds:.0f} s{': ' + row.error if row.error else ''}")
+
+    def outcome(self, row: Progress, code: int, said: str) -> dict[str, Any]:
+        """Status and, unless finished, reason, cell and traceback, from exit code, manifest and what was said."""
+        if code == DONE:
+            return {"status": "finished"}
+        if self.stopped.is_set():
+            return {"status": "interrupted", "error": "the sweep was interrupted"}
+        if code < 0:
+            reason, cell = f"killed by {signal.Signals(-code).name}", running_cell(project_root() / row.run)
+            return {"status": "killed", "error": reason, "cell": cell}
+        lines = said.splitlines()
+        start = max((number for number, line in enumerate(lines) if line.startswith(FAILED_CELL)), default=None)
+        page = [] if start is None else lines[start:]
+        manifest = read_manifest(project_root() / row.run)
+        reason = manifest.get("error") if manifest.get("status") != "finished" else None
+        status = "interrupted" if manifest.get("status") == "interrupted" else "failed"
+        return {
+            "status": status,
+            "error": reason or (lines[-1] if lines else f"exit code {code}"),
+            "cell": page[0] if page else running_cell(project_root() / row.run),
+            "traceback": page[1:],
+        }
+
+    def stop(self) -> None:
+        self.stopped.set()
+        running = [process for process in self.processes if process.poll() is None]
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + GRACE_SECONDS
+        for process in running:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def running_cell(folder: Path) -> str | None:
+    """The cell that was running when a run's process or kernel died, as papermill has left it in the notebook."""
+    path = folder / "notebook.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.exists() else []
+    for cell in cells:
+        if cell["metadata"].get("papermill", {}).get("status") in ("running", "failed"):
+            lines = "".join(cell["source"]).splitlines()
+            return f"in the cell: {next((line.strip() for line in lines if line.strip()), '')}"
+    return None
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def write_failures(state: State) -> None:
+    """failures.md: each point that did not finish, with reason, cell, traceback and its log; gone if there is none."""
+    path = state.folder / "failures.md"
+    failed = [row for row in state.unfinished() if row.status != "waiting"]
+    if not failed:
+        path.unlink(missing_ok=True)
+        return
+    pages = []
+    for row in failed:
+        trace = ["```", *(filter(None, [row.cell])), *row.traceback, "```"] if row.cell else []
+        told = "\n".join(f"- {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in row.values.items())
+        log = f"{shown(state.folder)}/logs/{row.name}.log"
+        pages.append(
+            "\n\n".join([f"## {row.name}", f"{row.status}: {row.error}", told, "\n".join(trace), f"Log: {log}"])
+        )
+    path.write_text("\n\n".join(pages) + "\n", encoding="utf-8")
+
+
+# --------------------------------------------------------------------------------------------------------- the telling
+
+
+class Watch:
+    """How a sweep goes: on a terminal a live table of its points, else a line whenever one starts or ends."""
+
+    def __init__(self, state: State, metric: str | None) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self.state, self.metric = state, metric
+        console = Console()
+        self.live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self.began: dict[str, float] = {}
+
+    def __enter__(self) -> "Watch":
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.live:
+            self.look()
+            self.live.stop()
+
+    def say(self, line: str) -> None:
+        if not self.live:
+            done = sum(row.status not in ("waiting", "running") for row in self.state.rows)
+            print(f"[{done}/{len(self.state.rows)}] {line}", flush=True)
+
+    def look(self) -> None:
+        if not self.live:
+            return
+        from rich.table import Table
+
+        table = Table("point", "status", "time", "step", self.metric or "", title=self.state.folder.name)
+        for row in self.state.rows:
+            if row.status == "running":
+                self.began.setdefault(row.name, time.monotonic())
+            seconds = time.monotonic() - self.began[row.name] if row.status == "running" else row.seconds
+            last = last_metrics(project_root() / row.run, self.metric) if row.status != "waiting" else {}
+            time_told = "" if seconds is None else f"{seconds:.0f} s"
+            table.add_row(row.name, row.status, time_told, last.get("step", ""), last.get("metric", ""))
+        self.live.update(table, refresh=True)
+
+
+def last_metrics(folder: Path, metric: str | None) -> Mapping[str, str]:
+    """The last step that a run has logged and the metric's last value, as text."""
+    path = folder / "metrics.jsonl"
+    told: dict[str, str] = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if not line.endswith("}"):
+                continue  # being written
+            row = json.loads(line)
+            told["step"] = str(row["step"])
+            if isinstance(row.get(metric), int | float):
+                told["metric"] = f"{row[metric]:.4g}"
+    return told
