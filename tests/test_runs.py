@@ -83,6 +83,7 @@ def test_words_are_counted_for_each_completion(tmp_path, problems):
 
 def test_several_samples_count_once_a_problem(problems):
     model = model_of("x", problems[:2], [[1, 0, 0, 0], [1, 1, 1, 0]])
+    model.graded.reverse()
     assert model.samples == 4 and model.accuracy.mean == 0.5 and model.accuracy.n == 2
     (rows,) = (rows for rows in model.by_problem["shapeworld"].values() if rows[0].problem_id == problems[0].id)
     assert [row.sample for row in rows] == [0, 1, 2, 3] and runs.mean_reward(rows) == 0.25
