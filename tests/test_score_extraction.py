@@ -52,7 +52,10 @@ INTEGER, FLOAT, LIST = Wanted("integer"), Wanted("float"), Wanted("list")
         ("If krill decreased, the fish would increase, because less krill is eaten.", CHANGES, "It would increase"),
         ("Both hold 3. Therefore, the samples weigh the same.", SAMPLES, "neither; the samples weigh the same"),
         ("Sample B is heavier than sample A.", SAMPLES, "sample B"),
-        ("(a)", PICTURES, "B"),  # a choice that looks like a letter is given by its own letter
+        ("(a)", PICTURES, "(a)"),  # MathVista's shortcut: the response is a choice
+        ("It is picture (a).", PICTURES, "A"),
+        ("It is a good picture, so I take b.", PICTURES, "A"),
+        ("The answer must be picture a", PICTURES, "B"),  # a choice that looks like a letter is given by its own letter
         ("No, it is not a function.", YES_NO, "No"),
         ("The pizza is not cut in half.", YES_NO, "No"),
         ("The curve does not have a maximum.", YES_NO, "No"),

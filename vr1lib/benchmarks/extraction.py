@@ -109,9 +109,9 @@ _LISTED = re.compile(r"^[ \t]*[(（]?[A-Z][)）.:][ \t]*(\S.*)$", re.MULTILINE)
 
 
 def _option(text: str, choices: tuple[str, ...]) -> str:
-    """The option's letter or text, a sentences.refusal's words, or the sentence that matters most."""
+    """The option's letter or text, a refusal's words, or what the sentence that matters most says."""
     if text in choices:
-        return _unmistakable(text, choices)
+        return text
     if letter := _letter(text, chr(ord("A") + len(choices) - 1) if choices else "H"):
         return letter
     text = _without_echo(text, choices)
@@ -123,7 +123,7 @@ def _option(text: str, choices: tuple[str, ...]) -> str:
         word = _opening_yes_or_no(text)
         if not word and (words := sentences.undecided(parts)):
             return words
-        word = word or _affirmed(weighed)
+        word = word or (_affirmed(weighed[0]) if weighed else "")
         return next((choice for choice in choices if choice.strip().lower() == word), "")
     if words := sentences.refusal(parts):
         return words
@@ -173,11 +173,9 @@ def _opening_yes_or_no(text: str) -> str:
 _NEGATED = re.compile(r"\b(?:not|no|never|neither|none|cannot|false)\b|n't\b", re.IGNORECASE)
 
 
-def _affirmed(weighed: list[str]) -> str:
+def _affirmed(sentence: str) -> str:
     """Yes or no of a statement that says neither word: by its being negated."""
-    if not weighed:
-        return ""
-    statement = weighed[0].rpartition(", but ")[2]
+    statement = sentence.rpartition(", but ")[2]
     word = yes_or_no(statement).lower()
     return word if word != "unknown" else "no" if _NEGATED.search(statement) else "yes"
 
@@ -226,12 +224,11 @@ def _places(text: str, choices: tuple[str, ...]) -> list[tuple[int, str]]:
     for name, choice in sorted(names, key=lambda pair: len(pair[0]), reverse=True):
         if name:
             pattern = rf"(?<![\w.√])(?<!not ){re.escape(name)}(?![\w√]|\.\d)" if name[0].isascii() else re.escape(name)
+            pattern += r"(?! [a-z]{3})" if name == "a" else ""  # the article
             places += [(match.start(), choice) for match in re.finditer(pattern, rest)]
             rest = re.sub(pattern, "\0" * len(name), rest)
     if not places:
-        numbers = {
-            sentences.value(choice): choice for choice in reversed(choices) if sentences.value(choice) is not None
-        }
+        numbers = {sentences.value(choice): choice for choice in reversed(choices)}
         found = [(match.start(), sentences.value(match[0])) for match in sentences.NUMBER.finditer(text)]
         places = [(place, numbers[value]) for place, value in found if value in numbers]
     return sorted(places)
@@ -256,7 +253,7 @@ _SAID_NUMBER = re.compile(r"(?i:answer|答案)[^.。\n]{0,80}?(?i:\bis|\bbe|:|�
 
 
 def _number(text: str, kind: Kind) -> str:
-    """The number that is the answer; a sentences.refusal's words or nothing where there is none."""
+    """The number that is the answer; a refusal's words or nothing where there is none."""
     try:
         return str(int(text) if kind == "integer" else float(text))
     except (ValueError, OverflowError):

@@ -37,7 +37,7 @@ def by_weight(parts: list[str], reasons_follow: bool = True) -> list[str]:
 _CONDITION = re.compile(
     r"^\W*(?:(?:so|therefore|thus|then|hence|now|however|in conclusion)\b,?\s+)?"
     r"(?:if|when|since|because|as|given|based on|according to|although|while|assuming|after|from|in|out of|among|of)\b"
-    r"(?:[^,，]|,(?!\s+(?!and\b)[^\W\d]))*[,，]\s+",
+    r"(?:[^,，]|,(?=\s+(?:(?:and|or)\s+[\d.]|[\d.]+(?:[^\w\s]{0,2},|\s(?:and|or)\b))))*[,，]\s+",
     re.IGNORECASE,
 )
 _REASON = re.compile(
