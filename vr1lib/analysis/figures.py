@@ -22,7 +22,7 @@ from vr1lib.analysis.drawing import (
     rows_height,
     step_axis,
 )
-from vr1lib.analysis.findings import PER
+from vr1lib.analysis.findings import PER, words_per_50
 from vr1lib.analysis.panels import (
     PROGRESSIONS,
     draw_accuracies,
@@ -35,7 +35,6 @@ from vr1lib.analysis.panels import (
     draw_share_and_accuracy,
     draw_words,
     short_name,
-    word_rates,
 )
 from vr1lib.analysis.runs import ScoredModel, TrainingRun, is_number, mean_reward
 from vr1lib.analysis.statistics import Interval, accuracy_interval
@@ -89,7 +88,7 @@ def reflection_words(models: Sequence[ScoredModel]) -> Figure:
     """Figure 1C: reflection words in every 50 completions."""
     figure = new_figure(height=6.6 + 0.1 * len(models))
     ours, paper = figure.subplots(2, 1)
-    draw_words(ours, {model.label: word_rates(model) for model in models})
+    draw_words(ours, {model.label: words_per_50(model) for model in models})
     ours.set_title(f"Ours: words in {PER} completions")
     draw_words(paper, {short_name(series): dict(values) for series, values in paper_series("C").items()})
     paper.set_title(f"Paper, Figure 1C: words in {PER} MathVerse completions")
@@ -112,7 +111,7 @@ def figure_1(models: Sequence[ScoredModel], runs: Sequence[TrainingRun], cold: S
     drawings: list[tuple[str, Callable[[Axes], None]]] = [
         ("A", lambda axes: draw_share_and_accuracy(axes, cold) if cold else nothing(axes, "no cold-started model")),
         ("B", lambda axes: draw_model_accuracies(axes, models, with_paper=False, letters=38)),
-        ("C", lambda axes: draw_words(axes, {model.label: word_rates(model) for model in models})),
+        ("C", lambda axes: draw_words(axes, {model.label: words_per_50(model) for model in models})),
         *[(panel, lambda axes, panel=panel: draw_progression(axes, panel, runs)) for panel in PROGRESSIONS],
     ]
     for axes, (letter, draw) in zip(panels, drawings):

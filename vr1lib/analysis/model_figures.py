@@ -243,7 +243,8 @@ def controls(models: Sequence[ScoredModel]) -> Figure:
 
 
 def control_panels(models: Sequence[ScoredModel]) -> dict[str, dict[str, dict[str, Interval]]]:
-    """Benchmark → label of the model → control → accuracy, of benchmarks that have a control."""
+    """Benchmark → label of the model → control → accuracy, of models that have a control there. Of runs alike in all
+    three the first counts."""
     label_of = {model.scores.get("model", model.label): model.label for model in reversed(models) if plain_rows(model)}
     panels: dict[str, dict[str, dict[str, Interval]]] = {}
     for model in models:
@@ -251,11 +252,11 @@ def control_panels(models: Sequence[ScoredModel]) -> dict[str, dict[str, dict[st
         for row in model.scores["benchmarks"]:
             found = panels.setdefault(row["benchmark"], {}).setdefault(label, {})
             found.setdefault(row.get("control", "none"), Interval(row["accuracy"], row["low"], row["high"], row["n"]))
-    spoilt = {
-        name: {label: found for label, found in named.items() if len(found) > 1 or "none" not in found}
-        for name, named in panels.items()
+    return {
+        benchmark: {label: found for label, found in named.items() if set(found) != {"none"}}
+        for benchmark, named in panels.items()
+        if any(set(found) != {"none"} for found in named.values())
     }
-    return {name: named for name, named in spoilt.items() if named}
 
 
 def draw_controls(axes: Axes, row: int, found: Mapping[str, Interval], kinds: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 
 from vr1lib.analysis.drawing import (
@@ -23,7 +22,7 @@ from vr1lib.analysis.drawing import (
 )
 from vr1lib.analysis.findings import AHA_WORDS, PER, part_name, thirds_of
 from vr1lib.analysis.runs import ScoredModel, TrainingRun
-from vr1lib.analysis.statistics import REFLECTION_WORDS, Interval, LengthBin, length_bins
+from vr1lib.analysis.statistics import Interval, LengthBin, length_bins
 from vr1lib.analysis.tables import paper_series, paper_value
 
 PAPER_AVERAGE = "paper: 7B, mean of MathVista, MathVerse, MM-Math"
@@ -178,12 +177,6 @@ def draw_accuracy_by_thirds(axes: Axes, models: Sequence[ScoredModel]) -> None:
     axes.set_title("Right by length: shortest to longest part")
     axes.grid(axis="y", color=GRID)
     legend_below(axes)
-
-
-def word_rates(model: ScoredModel) -> dict[str, float]:
-    """Each reflection word in every 50 completions, Figure 1C's unit."""
-    counts = model.word_counts.sum(axis=0) if len(model.graded) else np.zeros(len(REFLECTION_WORDS))
-    return dict(zip(REFLECTION_WORDS, (PER * counts / max(1, len(model.graded))).tolist()))
 
 
 def draw_words(axes: Axes, counts: Mapping[str, Mapping[str, float]]) -> None:

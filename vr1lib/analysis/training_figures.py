@@ -81,7 +81,7 @@ def draw_groups(axes: Axes, run: TrainingRun) -> None:
 def words_over_time(run: TrainingRun, graded: Iterable[AnyGraded]) -> Figure:
     """Each reflection word in every 50 completions sampled in training, step by step, as whole words in any case.
 
-    Of a long run each point is the mean over several steps, named in the title.
+    Of a long run each point is the mean over several steps, as the axis says.
     """
     words = [word.lower() for word in REFLECTION_WORDS]
     counts: dict[int, np.ndarray] = defaultdict(lambda: np.zeros(len(words)))
@@ -103,12 +103,13 @@ def words_over_time(run: TrainingRun, graded: Iterable[AnyGraded]) -> Figure:
     rates = PER * sums / sizes[:, None]
     for word, style, rate in zip(REFLECTION_WORDS, WORD_STYLES, rates.T):
         axes.plot(places, rate, label=word, **{**style.curve, "markersize": 4 if len(places) > 15 else 6})
-    mean = f", mean of {window} steps each" if window > 1 else ""
-    axes.set_title(wrapped(f"{run.label}: reflection words over training{mean}", 56))
+    axes.set_title(wrapped(f"{run.label}: reflection words over training", 56))
     axes.set_ylabel(f"count in {PER} completions")
     axes.set_ylim(0, 1.25 * max(1.0, rates.max()))
     shade_stages_of(axes, [run])
     step_axis(axes)
+    if window > 1:
+        axes.set_xlabel(f"step (a point is the mean of {window} steps)")
     legend_below(axes, columns=len(REFLECTION_WORDS))
     return figure
 
