@@ -81,6 +81,9 @@ def test_a_response_chooses_an_option(response, wanted, answer):
         ("There are two people in the image.", INTEGER, "2"),
         ("Twenty-five students like apples.", INTEGER, "25"),
         ("There are no red objects.", INTEGER, "0"),
+        ("The function has no zeros.", INTEGER, "0"),
+        ("Model A-847 has 3.", INTEGER, "3"),
+        ("\\[ x \\approx 2.57 \\]", FLOAT, "2.57"),
         ("6 people lifted at least 46 pounds.", INTEGER, "6"),
         ("1. Red: 3\n2. Blue: 5\n\nTotal: 3 + 5 = 8", INTEGER, "8"),
         ("The area is 24 cm^2.", INTEGER, "24"),
@@ -110,6 +113,7 @@ def test_a_response_states_a_number(response, wanted, answer):
         ("The image does not provide the angle.", ANGLES, "N/A"),
         ("题目出现了错误", ANGLES, "N/A"),
         ("The image does not say how many of the 12 were born after 1945, so it cannot be determined.", INTEGER, "N/A"),
+        ("The image does not provide the years.", LIST, "N/A"),
         ("I cannot identify people in images, nor the year 1945.", INTEGER, "N/A"),
         (
             "The picture does not show a pizza. Therefore, the question cannot be answered.",

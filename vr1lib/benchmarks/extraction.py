@@ -3,9 +3,8 @@
 MathVista and others let a language model take the answer out of a response; these rules stand in for it, so that a
 score needs no judge and is the same tomorrow. In order: our own answer block, a box, MathVista's published shortcuts
 (the response is a choice or a number), then what a sentence says. A refusal gives words ("N/A"), for MathVista's rule
-reads a choice out of any text. They agree with the published extractions on 93 % of GPT-4's worked solutions and 90 %
-of LLaVAR's short sentences; most of what differs is a guess where the response says no answer
-(`scoring.disagreements` lists it).
+reads a choice out of any text. They agree with the published extractions on 93.5 % of GPT-4's worked solutions and on
+89.8 % of LLaVAR's sentences; most of the rest are guesses where the response has no answer (`scoring.disagreements`).
 """
 
 import re
@@ -30,7 +29,6 @@ _BLOCK = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 _AUTHORS = re.compile(r"<answer> Final Answer:(.*?) </answer>", re.DOTALL)
 _PREFIX = re.compile(r"\s*(?:\*\*)?final answer\s*[:：]\s*", re.IGNORECASE)
 _TOKENS = re.compile(r"</?s>|<\|[a-z_]{1,30}\|>|\*\*|\\[,!;]")
-_BLANKS = re.compile(r"[^\S\n]+")
 _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf))\s*\{([^{}]*)\}")
 
 
@@ -54,7 +52,7 @@ def final_answer(block: str) -> str:
 def extract(response: str, wanted: Wanted) -> str:
     """The answer in `response`, an empty text if it is blank."""
     text = _WRAPPED.sub(r"\1", _TOKENS.sub("", response[-MAX_READ:])).replace("−", "-")
-    text = _BLANKS.sub(" ", text).strip()
+    text = re.sub(r"[^\S\n]+", " ", text).strip()
     if block := answer_block(text):
         return _read(last_boxed(block) or block, wanted) or block
     text = text.rpartition("</think>")[2].strip() or text
@@ -275,8 +273,9 @@ def _list(text: str) -> str:
     """The last list in square brackets, else the last sentence's numbers."""
     if brackets := re.findall(r"\[[^\[\]]*\]", text):
         return brackets[-1]
-    numbers = [sentences.plain_number(number) for number in sentences.NUMBER.findall(sentences.split(text)[-1])]
-    return f"[{', '.join(numbers)}]" if numbers else text
+    parts = sentences.split(text)
+    numbers = [sentences.plain_number(number) for number in sentences.NUMBER.findall(parts[-1])]
+    return f"[{', '.join(numbers)}]" if numbers else sentences.refusal(parts) or text
 
 
 # ---------------------------------------------------------------------------------------------------------------- words

@@ -8,10 +8,10 @@ FEW = 4  # sentences: so short a response is an answer and its reasons, a longer
 MAX_ASKED = 100  # sentences
 _END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 _ENUMERATOR = re.compile(r"^[ \t]*(?:[-*•]|\d{1,2}[.)])[ \t]+(?=\S)", re.MULTILINE)
-_POLITENESS = re.compile(r"i hope|let me know|feel free|please (?:provide|let)|if you have any", re.IGNORECASE)
+_POLITENESS = re.compile(r"i hope|let me know|feel free|please (?:provide|let|check)|if you have any", re.IGNORECASE)
 _CONCLUDES = re.compile(
     r"\W*(?:therefore|thus|hence|so\b|in conclusion|the (?:final|correct|answer)|final|answer|consequently|overall|"
-    r"in (?:summary|total)|因此|所以|故|综上)",
+    r"in (?:summary|total)|following this|因此|所以|故|综上)",
     re.IGNORECASE,
 )
 
@@ -123,7 +123,7 @@ def undecided(parts: list[str]) -> str:
 # -------------------------------------------------------------------------------------------------------------- numbers
 
 MANY = 4  # numbers in a sentence that computes nothing: it lists what was counted
-NUMBER = re.compile(r"(?<![A-Za-z0-9_.^])-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?(?<=\d)")
+NUMBER = re.compile(r"(?<![A-Za-z0-9_.^])(?<![A-Za-z]-)-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?(?<=\d)")
 _FRACTION = re.compile(r"\s?/\s?(\d+)(?![\d/]|\.\d)")
 _POWER = re.compile(r"\s?(?:x|×|\*|\\times|\\cdot)\s?10\^\{?-?\d+\}?")
 _UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
@@ -139,7 +139,7 @@ _WORD = re.compile(
 _NO_NUMBER = re.compile(r"\b(?:infinit[ey]|undefined|does not exist)\b", re.IGNORECASE)
 _ABOUT = r"\s*(?:(?:approximately|about|around|only|exactly|also|just|now|then|equal to|a total of|at)\s+)*"
 _STATED = re.compile(
-    r"(?:\b(?:is|are|was|were|be|equals?|equal to|gets?|gives?|simplifies to|up to)\b|[:≈=是为])" + _ABOUT,
+    r"(?:\b(?:is|are|was|were|be|equals?|equal to|gets?|gives?|simplifies to|up to)\b|\\approx\b|[:≈=是为])" + _ABOUT,
     re.IGNORECASE,
 )
 _COUNTED = re.compile(
@@ -155,7 +155,10 @@ _THRESHOLD = re.compile(
     r"(?:\s+and\s+-?\d[\d,.]*)?",
     re.IGNORECASE,
 )
-_ZERO = re.compile(r"\bthere (?:are|were) (?:no|none)\b|^\W*(?:none of|no one|nobody)\b", re.IGNORECASE)
+_ZERO = re.compile(
+    r"\b(?:there (?:are|were)|has|have) (?:none\b|no (?:\w+ ){0,2}\w+s\b)|^\W*(?:none of|no one|nobody)\b",
+    re.IGNORECASE,
+)
 _EACH = re.compile(r"(\d[\d,.]*) (?:\w+ ){1,2}in each\b")
 _YEAR = re.compile(r"\bthe year (\d{4})\b", re.IGNORECASE)
 
