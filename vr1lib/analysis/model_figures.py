@@ -3,6 +3,7 @@
 Every share has its 95 % interval and its number of completions or problems. Models keep their look in all figures.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,17 +61,17 @@ def accuracy_by_bins(models: Sequence[ScoredModel], edges: Sequence[int] | None 
 
 
 def bins_figure(named: Mapping[str, Sequence[LengthBin]], styles: Sequence[Style], title: str) -> Figure:
-    """Curves over shared bins, and below how many completions each bin holds. An empty bin has no mark."""
+    """Curves over shared bins, and below how many completions each bin holds. An empty bin is a gap."""
     table = 0.25 + rows_height(list(named), least=0.24)
     figure = new_figure(height=4.2 + table)
     axes, counts = figure.subplots(2, 1, height_ratios=[3, table], sharex=True)
     bins = next(iter(named.values()))
     for index, ((name, parts), style) in enumerate(zip(named.items(), styles)):
         shift = 0.5 * ((index + 0.5) / len(named) - 0.5)  # so that intervals stand beside one another
-        held = [(place + shift, part.accuracy) for place, part in enumerate(parts) if part.accuracy]
-        heights = [100 * item.mean for _, item in held]
-        places = [place for place, _ in held]
-        axes.errorbar(places, heights, yerr=spread([item for _, item in held]), capsize=3, label=name, **style.curve)
+        places = [place + shift for place in range(len(parts))]
+        items = [part.accuracy or Interval(math.nan, math.nan, math.nan, 0) for part in parts]  # a gap in the line
+        heights = [100 * item.mean for item in items]
+        axes.errorbar(places, heights, yerr=spread(items), capsize=3, label=name, **style.curve)
         for place, part in enumerate(parts):
             counts.text(place, index, f"{part.n:,}" if part.n else "–", ha="center", va="center", fontsize=9)
     axes.set_ylim(-4, 104)

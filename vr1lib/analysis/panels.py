@@ -213,7 +213,9 @@ def draw_progression(axes: Axes, panel: str, runs: Sequence[TrainingRun]) -> Non
             values = [settings["factor"] * value for value in values]
             highest = max(highest, *values)
             sparse = key.startswith("eval/")
-            alone = {"color": "black", "linestyle": "--"} if sparse and len(runs) == 1 else {}
+            alone = {}
+            if len(runs) == 1:
+                alone = {"color": "black", "linestyle": "--"} if sparse else {"linestyle": "-"}
             marks = {} if sparse else {"marker": None, "linewidth": 1.2}
             label = f"{run.label}, {name}" if len(runs) > 1 else name
             axes.plot(steps, values, label=label, **{**style.curve, "markersize": 5, **marks, **alone})
