@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vr1lib.analysis.completions import benchmark_of, load_saved
-from vr1lib.analysis.page import thumbnail, write_page
+from vr1lib.analysis.page import page_html, thumbnail, write_page
 from vr1lib.analysis.runs import AnyGraded, read_json
 from vr1lib.analysis.statistics import REFLECTION_WORDS, count_words
 from vr1lib.benchmarks.catalogue import BENCHMARKS
@@ -206,9 +206,16 @@ def write_browser(run_folders: Sequence[str | Path], out: str | Path, seed: int 
     picked = []
     for folder in map(Path, run_folders):
         saved = load_saved(folder)
-        scores = folder / "scores.json"
-        label = (
-            read_json(scores, "run it again")["label"] if scores.is_file() else f"{folder.parent.name}/{folder.name}"
-        )
-        picked.append(pick(label, saved.graded, saved.problems, MOST // len(run_folders), seed))
+        picked.append(pick(label_of(folder), saved.graded, saved.problems, MOST // len(run_folders), seed))
     return write_page(out, f"Completions: {', '.join(run.label for run in picked)}", browser_html(picked, seed))
+
+
+def srcdoc(picked: Sequence[Picked], seed: int = 0) -> str:
+    """The browser as the attribute of a frame that holds its page itself: for a notebook, wherever that is opened."""
+    return f'srcdoc="{escape(page_html("Completions", browser_html(picked, seed), heading=False))}"'
+
+
+def label_of(folder: Path) -> str:
+    """How a run's completions are called: a scored model by its label, any other run by its folders."""
+    scores = folder / "scores.json"
+    return read_json(scores, "run it again")["label"] if scores.is_file() else f"{folder.parent.name}/{folder.name}"

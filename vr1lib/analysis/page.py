@@ -56,6 +56,7 @@ code { overflow-wrap: anywhere; }
 .filters label { font-size: .85rem; } .filters select, .filters input { font: inherit; max-width: 14rem; }
 .facts { font-size: .9rem; } .example:focus { outline: 2px solid #4a86b8; outline-offset: 2px; }
 .chip.same { border-color: #1b6e3c; color: #1b6e3c; } .chip.opposite { border-color: #a3321f; color: #a3321f; }
+.warning { border-left: 5px solid #a3321f; padding-left: .8rem; }
 .browser .example p { margin: .2rem 0; } .more { font: inherit; padding: .4rem 1.2rem; }
 @media print { details { display: block; } }
 """
@@ -73,16 +74,19 @@ def write_page(out: str | Path, title: str, sections: Iterable[str], heading: bo
     """Write the page; returns its path."""
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page_html(title, sections, heading), encoding="utf-8")
+    return out
+
+
+def page_html(title: str, sections: Iterable[str], heading: bool = True) -> str:
     top = f"<h1>{escape(title)}</h1>" if heading else ""
-    out.write_text(
+    return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>{top}\n"
         + "\n".join(sections)
-        + "\n</body></html>\n",
-        encoding="utf-8",
+        + "\n</body></html>\n"
     )
-    return out
 
 
 def html_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -65,7 +65,7 @@ def replay(
     stages = [{"stage": stage + 1, **difference(rows)} for stage, rows in sorted(by_stage.items())]
     return {
         "completions": str(saved.path),
-        "grader": f"protocol {protocol}" if protocol else f"reward {reward}",
+        "grader": grader_name(reward, protocol),
         "before": described,
         **difference(pairs),
         "by_stage": stages if len(stages) > 1 else [],
@@ -205,10 +205,10 @@ def replay_command(
 ) -> int:
     """`vr1 replay`: prints a summary or the JSON, writes the JSON with every changed completion into `out`."""
     saved = load_saved(run, problems)
-    own = own_reward(Path(run))
+    own = own_grader(Path(run))
     if protocol is None and reward is None:
-        reward = own
-    result = replay(saved, reward=reward, protocol=protocol, described=f"reward {own}")
+        reward, protocol = own.get("reward"), own.get("protocol")
+    result = replay(saved, reward=reward, protocol=protocol, described=grader_name(**own))
     content = json.dumps(result, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
     if out:
         try:
@@ -219,11 +219,17 @@ def replay_command(
     return 0
 
 
-def own_reward(run: Path) -> RewardKind:
-    """The reward that a training run was graded with; hard for everything else."""
+def own_grader(run: Path) -> dict[str, Any]:
+    """What a run was graded by: a benchmark's by the strict protocol, a training's by the reward of its parameters."""
+    if (run / "scores.json").is_file():
+        return {"protocol": "strict"}
     parameters = run / "params.yaml"
     values = yaml.safe_load(parameters.read_text(encoding="utf-8")) if parameters.is_file() else None
-    return (values or {}).get("reward", "hard")
+    return {"reward": (values or {}).get("reward", "hard")}
+
+
+def grader_name(reward: RewardKind | None = None, protocol: Protocol | None = None) -> str:
+    return f"protocol {protocol}" if protocol else f"reward {reward}"
 
 
 def in_words(result: dict[str, Any]) -> str:

@@ -13,15 +13,26 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vr1lib.analysis.comparisons import Comparison
-from vr1lib.analysis.completions import find_problems
+from vr1lib.analysis.browser import MOST, Picked, browser_html, label_of, pick
+from vr1lib.analysis.comparisons import Comparison, unlike_warnings
+from vr1lib.analysis.completions import load_saved
 from vr1lib.analysis.figures import metric_curves
-from vr1lib.analysis.findings import Finding, headline, p_value, points, tokens
-from vr1lib.analysis.page import Picture, answer_html, example_html, figure_html, html_table, png_url, write_page
-from vr1lib.analysis.runs import ScoredModel, is_number, read_json, read_metrics
-from vr1lib.analysis.statistics import REFLECTION_WORDS, accuracy_interval, count_words
-from vr1lib.analysis.tables import group_scores, summary, table_4
-from vr1lib.records import Graded, RequestError, read_jsonl
+from vr1lib.analysis.findings import Finding, headline, percent
+from vr1lib.analysis.formats import Table, to_html
+from vr1lib.analysis.page import Picture, example_html, figure_html, html_table, png_url, write_page
+from vr1lib.analysis.runs import AnyGraded, ScoredModel, is_number, read_json, read_metrics
+from vr1lib.analysis.side_by_side import (
+    accuracy_cells,
+    is_control,
+    left_out,
+    measured_rows,
+    pair_rows,
+    side_by_side,
+    summary_rows,
+)
+from vr1lib.analysis.statistics import accuracy_interval
+from vr1lib.analysis.tables import group_scores
+from vr1lib.records import RequestError
 
 CURVES = (
     "reward/mean",
@@ -46,35 +57,40 @@ def write_report(
     models: Sequence[ScoredModel],
     findings: Sequence[Finding],
     pictures: Sequence[Picture],
+    tables: Sequence[Table],
     comparisons: Sequence[Comparison],
     training_folders: Mapping[str, str | Path],
+    said: Sequence[str] = (),
+    picked: Sequence[Picked] = (),
     examples: int = 6,
 ) -> Path:
-    """The analysis as one page, most important first."""
-    sections = [f'<p class="lead">{escape(headline(models))}</p>']
-    if models:
-        sections.append(html_table(summary_rows(models)))
+    """The analysis as one page, most important first.
+
+    `tables` are shown folded but the first; `said` are sentences under them (on an ablation board); `picked` are the
+    completions of its browser.
+    """
+    plain = [model for model in models if not is_control(model)]
+    sections = [f'<p class="lead">{escape(headline(plain))}</p>']
+    if plain:
+        sections.append(html_table(summary_rows(plain)))
     if findings:
         sections.append("<h2>What the paper saw, and what happened here</h2>")
         sections.append(f"<p>{escape(verdict_counts(findings))}</p>")
         sections += [finding_html(finding) for finding in findings]
+    if tables:
+        sections.append("<h2>Tables, ours beside the paper's</h2>")
+        sections += [folded(table.title, to_html(table), opened=not place) for place, table in enumerate(tables)]
+        sections += [f"<p>{escape(sentence)}</p>" for sentence in said]
     sections.append("<h2>Figures</h2>")
     sections.append(f'<div class="figures">{"".join(figure_html(picture) for picture in pictures)}</div>')
-    sections += [f"<h2>Table 4, ours beside the paper's</h2>{html_table(table_4_rows(models))}"]
-    if comparisons:
-        sections += ["<h2>Model against model, on the same problems</h2>", html_table(pair_rows(comparisons))]
-        unlike = sorted({f"{pair.first} / {pair.second}: {what}" for pair in comparisons for what in pair.unlike})
-        if unlike:
-            sections.append(f"<p><strong>Not measured alike:</strong> {escape('; '.join(unlike))}.</p>")
-    if models:
-        scores = html_table(group_scores(models))
-        sections.append(
-            f"<h2>By group</h2><details><summary>Every score by family, task, skill …</summary>{scores}</details>"
-        )
-    if models and examples:
+    sections += pairs_html(comparisons)
+    sections += beside_html(models)
+    if plain and examples:
         sections.append("<h2>Some problems, and what each model said</h2>")
         sections.append("<p>Chosen evenly over the patterns of who is right, the commonest pattern first.</p>")
-        sections += examples_html(models, examples)
+        sections += examples_html(plain, examples)
+    if picked:
+        sections += ["<h2>Completions</h2>", *browser_html(picked)]
     sections.append("<h2>How this was measured</h2>")
     sections.append(notes_html(models))
     sections.append("<h2>Where it comes from</h2>")
@@ -82,61 +98,33 @@ def write_report(
     return write_page(out, title, sections)
 
 
-def summary_rows(models: Sequence[ScoredModel]) -> list[dict[str, Any]]:
-    """summary.json's rows in words a reader knows."""
-    return [
-        {
-            "model": row["model"],
-            **accuracy_cells(row),
-            "mean length, tokens": round(row["mean_length"], 1),
-            "n": row["n"],
-        }
-        for row in summary(models)
-    ]
+def folded(title: str, content: str, opened: bool = False) -> str:
+    return f"<details{' open' if opened else ''}><summary>{escape(title)}</summary>{content}</details>"
 
 
-def accuracy_cells(row: Mapping[str, Any]) -> dict[str, Any]:
-    """An accuracy and its interval as a table shows them; `row` holds accuracy, low and high as shares."""
-    return {
-        "right, %": round(100 * row["accuracy"], 1),
-        "95 % interval": f"{100 * row['low']:.1f} – {100 * row['high']:.1f}",
-    }
+def pairs_html(comparisons: Sequence[Comparison]) -> list[str]:
+    """Model against model, and what makes a pair unlike."""
+    if not comparisons:
+        return []
+    sections = ["<h2>Model against model, on the same problems</h2>", html_table(pair_rows(comparisons))]
+    for line in unlike_warnings(comparisons):
+        sections.append(f'<p class="warning">{escape(line)}.</p>')
+    if only := left_out(comparisons):
+        sections.append(f"<p>Problems that only one of a pair answered, left out: {escape('; '.join(only))}.</p>")
+    return sections
 
 
-def table_4_rows(models: Sequence[ScoredModel]) -> list[dict[str, Any]]:
-    """Table 4 under short headings."""
-    return [
-        {
-            "method": row["method"],
-            "cold start": row["cold_start"],
-            "GRPO": row["grpo"],
-            "PTST": row["ptst"],
-            "paper: tokens": row["paper_length_tokens"],
-            "paper: right, %": row["paper_accuracy_percent"],
-            "our run": row["our_run"],
-            "ours: tokens": row["our_length_tokens"],
-            "ours: right, %": row["our_accuracy_percent"],
-            "95 % interval": None
-            if row["our_run"] is None
-            else f"{row['our_low_percent']:.1f} – {row['our_high_percent']:.1f}",
-        }
-        for row in table_4(models)
-    ]
-
-
-def pair_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """Paired comparisons in words: what changed from the first model to the second."""
-    return [
-        {
-            "from → to": f"{pair.first} → {pair.second}",
-            "n": pair.accuracy.n,
-            "right": points(pair.accuracy),
-            "only first / only second right": f"{pair.test.only_first} / {pair.test.only_second}",
-            "exact McNemar": p_value(pair.test.p_value),
-            "length": tokens(pair.length),
-        }
-        for pair in comparisons
-    ]
+def beside_html(models: Sequence[ScoredModel]) -> list[str]:
+    """Protocols, samples, controls and clean subsets, as far as the runs have them, and every score by group."""
+    sections = []
+    for what, table in side_by_side(models).values():
+        sections += [f"<h2>{escape(table.title)}</h2>", f"<p>{escape(what)}</p>", to_html(table)]
+    if models:
+        sections += [
+            "<h2>By group</h2>",
+            folded("Every score by family, task, skill …", html_table(group_scores(models))),
+        ]
+    return sections
 
 
 def verdict_counts(findings: Iterable[Finding]) -> str:
@@ -157,7 +145,7 @@ def finding_html(finding: Finding) -> str:
 
 def examples_html(models: Sequence[ScoredModel], count: int) -> list[str]:
     """Problems that all models answered, taken in turn from each pattern of right and wrong, in the order of a hash."""
-    answers = [{row.problem_id: row for row in model.graded} for model in models]
+    answers = [{row.problem_id: row for row in model.graded if row.sample == 0} for model in models]
     patterns: dict[tuple[bool, ...], list[str]] = defaultdict(list)
     for problem_id in sorted(answers[0], key=lambda name: hashlib.sha256(name.encode()).digest()):
         if all(problem_id in answer for answer in answers):
@@ -174,24 +162,12 @@ def examples_html(models: Sequence[ScoredModel], count: int) -> list[str]:
 
 
 def notes_html(models: Sequence[ScoredModel]) -> str:
-    """What a reader must know before comparing: benchmark, size, sampling, grading, what was left out."""
+    """What a reader must know before comparing: how each score came about, and what the numbers are."""
     notes = []
-    for model in models:
-        size = model.scores.get("parameters")
-        size_text = f", {size / 1e6:,.1f} million parameters" if size else ""
-        for row in model.scores["benchmarks"]:
-            sampling = row["sampling"]
-            drawn = (
-                "greedy"
-                if sampling["temperature"] == 0
-                else f"temperature {sampling['temperature']}, top-p {sampling['top_p']}, seed {sampling['seed']}"
-            )
-            left_out = "; ".join(f"{count} {reason}" for reason, count in row["left_out"].items()) or "none"
-            notes.append(
-                f"{model.label}{size_text}, on {row['benchmark']}: n = {row['n']}, one answer each ({drawn}, at most "
-                f"{sampling['max_completion_tokens']} tokens); {100 * row['well_formed']:.1f} % well-formed, "
-                f"{100 * row['truncated']:.1f} % cut at the limit. Rows left out: {left_out}."
-            )
+    sizes = [(model.label, model.scores["parameters"]) for model in models if model.scores.get("parameters")]
+    if sizes:
+        said = ", ".join(f"{label} {size / 1e6:,.1f} million parameters" for label, size in dict(sizes).items())
+        notes.append(f"Models: {said}.")
     if any(row["benchmark"] == "shapeworld" for model in models for row in model.scores["benchmarks"]):
         notes.append(
             "ShapeWorld is a small rendered world made for this workbench. Scores on it say whether the method works "
@@ -206,7 +182,7 @@ def notes_html(models: Sequence[ScoredModel]) -> str:
         "tokens; those of Figure 1 D to F were read off the plot (±10 tokens, ±0.1 points, ±0.003 reward). They show a "
         "shape to compare, not a level.",
     ]
-    return "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>"
+    return html_table(measured_rows(models)) + "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>"
 
 
 def origin_rows(models: Sequence[ScoredModel], training_folders: Mapping[str, str | Path]) -> list[dict[str, Any]]:
@@ -221,11 +197,17 @@ def write_run_report(run_folders: Sequence[Path], out: Path) -> Path:
     """One page over any run folders. Raises RequestError for a folder without a manifest."""
     if not run_folders:
         raise RequestError("report: no run folder is given; give at least one, such as outputs/30_ptst_grpo/demo")
-    sections = []
+    sections, picked = [], []
     for folder in map(Path, run_folders):
         manifest = read_json(folder / "manifest.json", "give a run folder, such as outputs/30_ptst_grpo/demo")
         sections.append(f"<h1>{escape(str(manifest.get('stem')))} · {escape(str(manifest.get('run')))}</h1>")
         sections += run_sections(folder, manifest)
+        if (folder / "completions.jsonl").is_file():
+            saved = load_saved(folder)
+            picked.append(pick(label_of(folder), saved.graded, saved.problems, MOST // len(run_folders)))
+            sections.append(f"<h2>Completions</h2><p>{escape(completions_sentence(saved.graded))}</p>")
+    if any(run.graded for run in picked):
+        sections += ["<h1>Completions</h1>", *browser_html(picked)]
     names = ", ".join(Path(folder).name for folder in run_folders)
     return write_page(out, f"Runs: {names}", sections, heading=False)
 
@@ -246,8 +228,6 @@ def run_sections(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     if pictures:
         shown = "".join(figure_html(Picture(path, path.stem.replace("_", " "))) for path in pictures)
         sections.append(f'<h2>Figures</h2><div class="figures">{shown}</div>')
-    if (folder / "completions.jsonl").is_file():
-        sections += completions_html(folder, manifest)
     for key in ("inputs", "outputs"):
         if manifest.get(key):
             sections += [f"<h2>{key.capitalize()}</h2>", html_table(lineage_rows(manifest[key]))]
@@ -289,27 +269,15 @@ def curves_html(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     return [*sections, f"<details><summary>Last value of every metric</summary>{html_table(rows)}</details>"]
 
 
-def completions_html(folder: Path, manifest: Mapping[str, Any], count: int = 8) -> list[str]:
-    """Completions evenly spaced over the file, with pictures where their problems are found, and how they went."""
-    graded = list(read_jsonl(folder / "completions.jsonl", Graded))
+def completions_sentence(graded: Sequence[AnyGraded]) -> str:
     if not graded:
-        return []
-    count = min(count, len(graded))
-    shown = [graded[index * len(graded) // count] for index in range(count)]
-    problems = find_problems(folder, manifest, {row.problem_id for row in shown})
-    accuracy = accuracy_interval([row.answer_ok and row.format_ok for row in graded])
-    counts = count_words((row.text for row in graded), REFLECTION_WORDS)
-    words = ", ".join(f"{word} {occurrences}" for word, occurrences in counts.items())
+        return "None."
+    accuracy = accuracy_interval(row.reward == 1 for row in graded)
     mean_length = sum(row.tokens for row in graded) / len(graded)
-    shares = f"{len(graded):,} completions, {100 * accuracy.mean:.1f} % right, {mean_length:.1f} tokens on average."
-    sections = ["<h2>Completions</h2>", f"<p>{shares} Words: {words}.</p>"]
-    for row in shown:
-        label = f"step {row.step}, stage {row.stage + 1}" if row.step else "answer"
-        if row.problem_id in problems:
-            sections.append(example_html(problems[row.problem_id], {label: row}))
-        else:
-            sections.append(f"<p><code>{escape(row.problem_id)}</code></p>{answer_html(label, row)}")
-    return sections
+    return (
+        f"{len(graded):,} completions, {percent(accuracy)} right, {mean_length:.1f} tokens on average; "
+        "the browser is at the end of the page."
+    )
 
 
 def lineage_rows(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

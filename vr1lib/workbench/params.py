@@ -391,11 +391,16 @@ class BenchmarkParameters(Parameters):
 
 
 class AnalysisParameters(Parameters):
-    """50_analysis: the paper's Table 4 and Figure 1 over several runs."""
+    """50_analysis: the paper's tables and Figure 1 over several runs."""
 
     runs: dict[str, Text] = Field({}, description="Label → run folder of 40_benchmark; {} for all finished ones.")
     training_runs: dict[str, Text] = Field(
         {}, description="Label → run folder of 30_ptst_grpo; {} for all finished ones."
+    )
+    sweep: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder of a finished ablation (vr1 sweep); null: no board.",
     )
     cold_started: str = Field("CI", min_length=1, description="Label of the model whose overthinking Figure 1A shows.")
     examples: int = Field(6, ge=0, le=100, description="Completions with pictures in the report; our choice.")

@@ -130,6 +130,10 @@ class Run:
         self.board.log_figure(name, path)
         return path
 
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table to W&B as tables/NAME; the run folder keeps its own files of it."""
+        self.board.log_table(name, columns, rows)
+
     def add_input(self, path: str | Path, kind: str) -> None:
         """Record a file or folder this run reads, by content; W&B links it to the run that made it."""
         path = Path(path).resolve()
@@ -537,6 +541,14 @@ class Board:
     def log_figure(self, name: str, path: Path) -> None:
         if self.run is not None:
             self.attempt(lambda: self.run.log({f"figures/{name}": self.wandb.Image(str(path))}))
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        def log() -> None:
+            table = self.wandb.Table(columns=list(columns), data=list(rows), allow_mixed_types=True)
+            self.run.log({f"tables/{name}": table})
+
+        if self.run is not None:
+            self.attempt(log)
 
     def produce(self, path: Path, kind: str, name: str, digest: str) -> None:
         if self.run is not None:
