@@ -43,6 +43,7 @@ INTEGER, FLOAT, LIST = Wanted("integer"), Wanted("float"), Wanted("list")
         ("Which shape is it?\n(A) Lanceolate\n(B) Linear\n(C) Heart-shaped", SHAPES, ""),  # only the prompt once more
         ("The angle is 140.0 degrees.", ANGLES, "140°"),
         ("One side (C) is known, so x = 145.", ANGLES, "145°"),
+        ("Corners (A) and (B) lie opposite.\nSo x = 145°.", ANGLES, "145°"),
         ("The angle is 70°.", ANGLES, "70"),  # none of the choices: the number that is said
         ("The height is $2\\sqrt{3}$ units.", LENGTHS, r"2*\sqrt{3}"),
         ("sin B = 3/5", LENGTHS, r"\frac{3}{5}"),
@@ -50,7 +51,11 @@ INTEGER, FLOAT, LIST = Wanted("integer"), Wanted("float"), Wanted("list")
         ("The width is 5x.", LENGTHS, "5x"),
         ("The cars are fewer: their number is less than the bikes'.", MORE, "less than"),
         ("If krill decreased, the fish would increase, because less krill is eaten.", CHANGES, "It would increase"),
-        ("Both hold 3. Therefore, the samples weigh the same.", SAMPLES, "neither; the samples weigh the same"),
+        (
+            "Sample A and sample B hold 3. Therefore, the samples weigh the same.",
+            SAMPLES,
+            "neither; the samples weigh the same",
+        ),
         ("Sample B is heavier than sample A.", SAMPLES, "sample B"),
         ("(a)", PICTURES, "(a)"),  # MathVista's shortcut: the response is a choice
         ("It is picture (a).", PICTURES, "A"),
@@ -59,7 +64,7 @@ INTEGER, FLOAT, LIST = Wanted("integer"), Wanted("float"), Wanted("list")
         ("No, it is not a function.", YES_NO, "No"),
         ("The pizza is not cut in half.", YES_NO, "No"),
         ("The curve does not have a maximum.", YES_NO, "No"),
-        ("It is hard to see, but the curve is even.", YES_NO, "Yes"),
+        ("It is not clear, but the curve is even.", YES_NO, "Yes"),
     ],
 )
 def test_a_response_chooses_an_option(response, wanted, answer):
@@ -75,14 +80,15 @@ def test_a_response_chooses_an_option(response, wanted, answer):
         ("**Answer: 12**\n\nThere are 3 rows and 4 columns.", INTEGER, "12"),
         ("So, 17 minutes - 14 minutes = 3 minutes per month.", INTEGER, "3"),
         ("The mode is 10, which means that 9 and 8 are rarer.", INTEGER, "10"),
-        ("There are 6 left. They weigh 1, 2, 3, 4, 5 and 6 grams.", INTEGER, "6"),  # a list of what was counted
+        ("There are 7 left. They weigh 1, 2, 3, 4 and 5 grams.", INTEGER, "7"),  # a list of what was counted
         ("Out of 7 people, 3 wear glasses.", INTEGER, "3"),
         ("So, there is 1 block that has exactly 36 houses.", INTEGER, "1"),
         ("There are two people in the image.", INTEGER, "2"),
         ("Twenty-five students like apples.", INTEGER, "25"),
         ("There are no red objects.", INTEGER, "0"),
         ("The function has no zeros.", INTEGER, "0"),
-        ("Model A-847 has 3.", INTEGER, "3"),
+        ("Three use A-847.", INTEGER, "3"),
+        ("It came third on A-847.", INTEGER, ""),
         ("\\[ x \\approx 2.57 \\]", FLOAT, "2.57"),
         ("6 people lifted at least 46 pounds.", INTEGER, "6"),
         ("1. Red: 3\n2. Blue: 5\n\nTotal: 3 + 5 = 8", INTEGER, "8"),
