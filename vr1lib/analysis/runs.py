@@ -8,11 +8,12 @@ import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import yaml
@@ -44,12 +45,24 @@ class SavedCompletion:
 
     @property
     def text(self) -> str:
-        with open(self.file, "rb") as file:
-            file.seek(self.offset)
-            return json.loads(file.readline())["text"]
+        return next(texts([self]))
 
 
 AnyGraded = Graded | SavedCompletion
+
+
+def texts(rows: Iterable[AnyGraded]) -> Iterator[str]:
+    """The texts of many completions, each file opened once."""
+    with ExitStack() as files:
+        opened: dict[Path, BinaryIO] = {}
+        for row in rows:
+            if isinstance(row, Graded):
+                yield row.text
+                continue
+            if row.file not in opened:
+                opened[row.file] = files.enter_context(open(row.file, "rb"))
+            opened[row.file].seek(row.offset)
+            yield json.loads(opened[row.file].readline())["text"]
 
 
 @dataclass
@@ -114,8 +127,8 @@ class ScoredModel:
         rows as in `graded`, columns as in REFLECTION_WORDS. Reads every text once."""
         words = [word.lower() for word in REFLECTION_WORDS]
         counts = np.zeros((len(self.graded), len(words)), dtype=np.int32)
-        for place, row in enumerate(self.graded):
-            text = row.text.lower()
+        for place, text in enumerate(texts(self.graded)):
+            text = text.lower()
             counts[place] = [count_word(word, text)[0] for word in words]
         return counts
 
