@@ -22,9 +22,12 @@ def load_answerer(params: BenchmarkParameters, vlm: Vlm, folder: Path) -> Answer
     sampling = sampling_of(params)
     if not params.endpoints:
         return LocalModel(vlm, sampling, params.batch_size)
-    asked = served.Sampling(
-        params.temperature, params.top_p, params.max_completion_tokens, {} if params.send_seed else {"seed": None}
-    )
+    extra = {
+        "logit_bias": {str(token): -100 for token in vlm.vision_token_ids},  # as our sampler: never written
+        "skip_special_tokens": False,  # vLLM's and SGLang's: what a model says besides words fails the format here too
+        **({} if params.send_seed else {"seed": None}),
+    }
+    asked = served.Sampling(params.temperature, params.top_p, params.max_completion_tokens, extra)
     places = endpoints(params.endpoints, "endpoints", {}).endpoints
     return ServedModel(ModelServer(places, asked, vlm.image_spec, vlm.prompt_spec), sampling, folder, params.in_flight)
 
