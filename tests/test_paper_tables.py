@@ -137,6 +137,8 @@ def test_table_4_sets_ours_beside_the_method_of_that_name(problems):
     assert rows["Vision-R1-CI"][5:7] == ["CI", "30"] and rows["Vision-R1-CI"][7].startswith("50.0 (")
     assert rows["Vision-R1-CI"][8] == "shapeworld (10)" and rows["Vision-R1-Zero"][5:] == [""] * 4
     assert rows["–"][5] == "mine"
+    blind = table_4([model_of("CI", problems, [1] * 10, control="blank_pictures")])
+    assert [row.cells[6].text for row in blind.rows] == [""] * 5
 
 
 def test_table_2_counts_our_cold_rows_beside_the_papers(tmp_path, problems):

@@ -212,6 +212,7 @@ def table_4(models: Sequence[ScoredModel] = ()) -> Table:
 
     The base's accuracy, which Table 4 lacks, is Table 1's. Other runs follow by themselves.
     """
+    models = [model for model in models if by_protocol(model)]  # a control is not a score
     by_role = {paper_role(model.label): model for model in models if paper_role(model.label)}
     parts = {row["method"]: row for row in paper_rows("paper_table4")}
     notes = Notes()
