@@ -1,4 +1,3 @@
-import csv
 import json
 
 import pytest
@@ -50,25 +49,6 @@ def test_labels_mean_the_papers_models():
     assert tables.paper_value("something else") == (None, None)
 
 
-def test_table_4_sets_ours_beside_the_paper(problems):
-    rows = tables.table_4([model_of("CI", problems, [1, 0] * 20, lengths=2), model_of("mine", problems, [1] * 40)])
-    by_method = {row["method"]: row for row in rows}
-    assert list(by_method) == [
-        "Qwen2.5-VL-7B",
-        "Vision-R1-Zero",
-        "Vision-R1-CI",
-        "Vision-R1-Long",
-        "Vision-R1 (Ours)",
-        "–",
-    ]
-    row = by_method["Vision-R1-CI"]
-    assert (row["cold_start"], row["grpo"], row["ptst"]) == ("✓", "–", "–")
-    assert (row["paper_length_tokens"], row["paper_accuracy_percent"]) == (3566, 44.5)
-    assert (row["our_run"], row["our_length_tokens"], row["our_accuracy_percent"], row["n"]) == ("CI", 30, 50, 40)
-    assert by_method["Vision-R1-Zero"]["our_run"] is None
-    assert by_method["–"]["our_run"] == "mine" and by_method["–"]["paper_accuracy_percent"] is None
-
-
 def test_the_papers_tables_are_as_printed():
     assert [row["avg"] for row in tables.paper_rows("paper_table1") if row["model"] == "Vision-R1-7B (Ours)"] == [
         "55.4"
@@ -77,10 +57,3 @@ def test_the_papers_tables_are_as_printed():
     assert len(tables.paper_rows("paper_table3")) == 4
     assert tables.paper_series("A")["Accuracy (%)"] == [("0-4K", 41), ("4K-8K", 28), ("8K+", 7)]
     assert len(tables.paper_series("D")["Vision-R1-Long"]) == 13
-
-
-def test_csv_has_empty_cells_for_what_is_not_known(tmp_path, problems):
-    path = tables.write_csv(tmp_path / "tables/table_4.csv", tables.table_4([model_of("CI", problems, [1] * 40)]))
-    with path.open() as file:
-        rows = list(csv.DictReader(file))
-    assert rows[1]["our_run"] == "" and rows[2]["our_accuracy_percent"] == "100.0"

@@ -1,4 +1,4 @@
-"""Runs as rows of numbers, and the paper's tables with ours beside theirs.
+"""Runs as rows of numbers, and the values that the paper prints.
 
 The paper's values lie in `paper/*.csv`, copied from its Tables 1 to 4 and read off Figure 1 (column `kind` says which
 are printed and which are read from the plot, within ±10 tokens, ±0.1 points, ±0.003 reward). They belong to a model of
@@ -114,41 +114,6 @@ def summary_text(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def table_4(models: Sequence[ScoredModel]) -> list[dict[str, Any]]:
-    """The paper's Table 4 with our length and accuracy beside each method; the base's accuracy is from Table 1."""
-    by_role = {paper_role(model.label): model for model in models if paper_role(model.label)}
-    parts = {row["method"]: row for row in paper_rows("paper_table4")}
-    rows = []
-    for role, method in PAPER_METHODS.items():
-        ticks = parts.get(method, {"cold_start": "0", "grpo": "0", "ptst": "0"})
-        length, accuracy = paper_value(role)
-        rows.append(
-            {
-                "method": method,
-                **{part: "✓" if ticks[part] == "1" else "–" for part in ("cold_start", "grpo", "ptst")},
-                "paper_length_tokens": length,
-                "paper_accuracy_percent": accuracy,
-                **_ours(by_role.get(role)),
-            }
-        )
-    for model in models:
-        if model not in by_role.values():
-            blank = dict.fromkeys(("cold_start", "grpo", "ptst"), "") | dict.fromkeys(
-                ("paper_length_tokens", "paper_accuracy_percent")
-            )
-            rows.append({"method": "–", **blank, **_ours(model)})
-    return rows
-
-
-def _ours(model: ScoredModel | None) -> dict[str, Any]:
-    keys = ("our_run", "our_length_tokens", "our_accuracy_percent", "our_low_percent", "our_high_percent", "n")
-    if model is None:
-        return dict.fromkeys(keys)
-    accuracy = model.accuracy
-    percents = [round(100 * value, 2) for value in (accuracy.mean, accuracy.low, accuracy.high)]
-    return dict(zip(keys, [model.label, round(model.mean_length, 1), *percents, accuracy.n]))
-
-
 def group_scores(models: Iterable[ScoredModel]) -> list[dict[str, Any]]:
     """Every score of every run: one row a model, benchmark and group, the whole benchmark as group "all"."""
     rows = []
@@ -161,14 +126,3 @@ def group_scores(models: Iterable[ScoredModel]) -> list[dict[str, Any]]:
                 percents = {f"{key}_percent": round(100 * cell[key], 2) for key in ("accuracy", "low", "high")}
                 rows.append({**where, "n": cell["n"], **percents})
     return rows
-
-
-def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Rows under the first row's keys; None is an empty cell."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
