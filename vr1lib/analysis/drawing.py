@@ -7,8 +7,10 @@ every figure. A figure is six inches wide; names that are too long for their pla
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
@@ -84,6 +86,16 @@ def styles_of(labels: Sequence[str]) -> list[Style]:
 
 def new_figure(height: float) -> Figure:
     return Figure(figsize=(WIDTH, height), layout="constrained", dpi=150)
+
+
+def save_png_and_svg(figure: Figure, path: Path) -> Path:
+    """The figure as `path`, a PNG of 150 pixels an inch, and beside it as an SVG with its words as text and nothing in
+    it that differs from one time to the next. Returns the PNG's path; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "vision-r1"}):
+        figure.savefig(path.with_suffix(".svg"), bbox_inches="tight", metadata={"Date": None})
+    return path
 
 
 def wrapped(text: str, letters: int) -> str:

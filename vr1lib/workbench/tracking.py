@@ -116,17 +116,10 @@ class Run:
         self.record.log_evaluation(graded)
 
     def save_figure(self, figure: Any, name: str) -> Path:
-        """A matplotlib figure as figures/NAME.png (the path returned), as NAME.svg, and as a W&B image.
+        """A matplotlib figure as figures/NAME.png (the path returned), as NAME.svg, and as a W&B image."""
+        from vr1lib.analysis.drawing import save_png_and_svg  # with matplotlib, which no run needs before
 
-        The SVG holds its words as text and nothing that differs from one run to the next.
-        """
-        from matplotlib import rc_context
-
-        path = self.folder / "figures" / f"{name}.png"
-        path.parent.mkdir(exist_ok=True)
-        figure.savefig(path, dpi=150, bbox_inches="tight")
-        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "vision-r1"}):
-            figure.savefig(path.with_suffix(".svg"), bbox_inches="tight", metadata={"Date": None})
+        path = save_png_and_svg(figure, self.folder / "figures" / f"{name}.png")
         self.board.log_figure(name, path)
         return path
 
