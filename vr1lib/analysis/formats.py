@@ -273,10 +273,10 @@ def to_html(table: Table) -> str:
         if section:
             body += f'<tr><th colspan="{len(table.columns)}">{escape(section)}</th></tr>'
         body += "".join(f"<tr>{''.join(cell_html(*pair) for pair in _pairs(table, row))}</tr>" for row in rows)
-    notes = "".join(f"<p><small>{_sup((mark,))} {escape(text)}</small></p>" for mark, text in table.notes.items())
+    notes = "<br>".join(f"{_sup((mark,))} {escape(text)}" for mark, text in table.notes.items())
     return (
         f"<p><strong>{escape(table.title)}</strong>{_sup(table.marks)}</p>"
-        f'<div class="scroll"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>{notes}'
+        f'<div class="scroll"><table><thead>{head}</thead><tbody>{body}</tbody></table></div><p><small>{notes}</small></p>'
     )
 
 

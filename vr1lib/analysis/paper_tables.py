@@ -156,8 +156,8 @@ def table_2(cold: Mapping[str, Mapping[str, Any]] | None = None) -> Table:
     }
     notes = Notes()
     rule = notes.mark(
-        "The paper does not say how it counts (case, whole words or pieces); ours ignore case. A 1,000 texts: of the "
-        "printed size of the set."
+        "The paper does not say how it counts (case, whole words or pieces); ours ignore case. Per 1,000: texts of the "
+        "set, by the size in its name."
     )
     printed_rows = paper_rows("paper_table2")
     counted = {name: counted_words(found, printed_rows) for name, found in (cold or {}).items()}

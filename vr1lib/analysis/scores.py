@@ -110,9 +110,11 @@ def protocol_name(row: ScoreRow) -> str:
 
 
 def by_protocol(model: ScoredModel) -> dict[str, dict[str, ScoreRow]]:
-    """Protocol → benchmark → score row. Controls (blank pictures, shuffled options …) are not scores of a model."""
+    """Protocol → benchmark → score row, problems that no training row comes near as a protocol of their own. Controls
+    (blank pictures, shuffled options …) are not scores of a model."""
     found: dict[str, dict[str, ScoreRow]] = {}
-    for row in (*model.scores["benchmarks"], *(model.scores.get("authors") or [])):
-        if row.get("control", "none") == "none":
-            found.setdefault(protocol_name(row), {})[row["benchmark"]] = row
+    for key, suffix in (("benchmarks", ""), ("authors", ""), ("clean", ", clean problems alone")):
+        for row in model.scores.get(key) or []:
+            if row.get("control", "none") == "none":
+                found.setdefault(protocol_name(row) + suffix, {})[row["benchmark"]] = row
     return found
