@@ -92,7 +92,8 @@ class Tags(HTMLParser):
         self.open, self.widths, self.text = [], [], ""
 
     def handle_starttag(self, tag, attributes):
-        self.open.append(tag)
+        if tag != "br":
+            self.open.append(tag)
         if tag == "tr":
             self.widths.append(0)
         if tag in ("td", "th"):

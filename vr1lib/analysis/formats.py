@@ -276,7 +276,8 @@ def to_html(table: Table) -> str:
     notes = "<br>".join(f"{_sup((mark,))} {escape(text)}" for mark, text in table.notes.items())
     return (
         f"<p><strong>{escape(table.title)}</strong>{_sup(table.marks)}</p>"
-        f'<div class="scroll"><table><thead>{head}</thead><tbody>{body}</tbody></table></div><p><small>{notes}</small></p>'
+        f'<div class="scroll"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+        f"<p><small>{notes}</small></p>"
     )
 
 
