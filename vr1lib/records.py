@@ -40,7 +40,10 @@ class Problem(Record):
 
 
 class Completion(Record):
-    """One sampled answer. `tokens` counts the completion's own tokens; `logprob` is their summed log-probability."""
+    """One sampled answer. `tokens` counts the completion's own tokens; `logprob` is their summed log-probability.
+
+    `version`: updates behind the weights that sampled it, if a server did.
+    """
 
     problem_id: str
     sample: int
@@ -50,6 +53,7 @@ class Completion(Record):
     tokens: int
     finish: Literal["stop", "length"]
     logprob: float
+    version: int | None = None
 
 
 class Graded(Completion):

@@ -33,6 +33,7 @@ class Sampled:
     token_ids: list[int]
     logprobs: list[float]
     finish: str  # "stop" | "length"
+    version: int | None = None  # updates behind the weights that sampled, as a server says; None: this process's own
 
 
 @dataclass
@@ -266,4 +267,5 @@ def to_completion(vlm: Vlm, problem: Problem, sampled: Sampled, number: int, ste
         tokens=len(sampled.token_ids),
         finish=sampled.finish,
         logprob=sum(sampled.logprobs),
+        version=sampled.version,
     )
