@@ -325,7 +325,7 @@ def test_bf16_samples_from_a_copy_that_follows_the_float32_policy(vlm, problems,
     assert copied.dtype == torch.bfloat16 and policy.dtype == torch.float32
     before, rows = copied.clone(), []
     train_grpo(session, problems, Schedule([(6, 4, 2)]), log=rows.append)
-    session.update_sampler()
+    session.update_sampler(1)
     assert torch.equal(copied, policy.bfloat16()) and not torch.equal(copied, before)
     assert rows[1]["logprob_gap"] < 0.05 and rows[1]["kl"] < 1e-3 and rows[2]["bad_steps"] == 0
 

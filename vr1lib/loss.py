@@ -53,8 +53,9 @@ class LossOutput:
 # Every loss is that of some rows (completions) of a step and takes the same arguments:
 #
 # logprobs, old_logprobs, reference_logprobs: [rows, tokens], of the policy (with gradient), of the policy that sampled,
-# of the reference (None: no KL). advantages: [rows]. mask: [rows, tokens], true on the tokens that count; what stands
-# elsewhere, NaN even, has no influence, and a row without such a token adds 0. Computed in float32.
+# of the reference (None: no KL). advantages: [rows], for the losses by token also [rows, tokens]. mask: [rows, tokens],
+# true on the tokens that count; what stands elsewhere, NaN even, has no influence, and a row without such a token adds
+# 0. Computed in float32.
 #
 # total_tokens, total_rows: the step's. Give them when its rows come in several micro-batches, whose losses, gradients
 # and metrics then add up to the full batch's; None counts these rows alone. A step without any token has loss 0.
@@ -160,7 +161,7 @@ class Rows:
     """Some rows of a step, in float32 and 0 outside the mask, with the step's totals (at least 1)."""
 
     mask: Tensor  # [rows, tokens] bool
-    advantages: Tensor  # [rows, 1]
+    advantages: Tensor  # [rows, 1], or [rows, tokens] where importance weights are in them
     log_ratio: Tensor  # [rows, tokens] log π_θ / π_old
     log_reference_ratio: Tensor  # [rows, tokens] log π_ref / π_θ; 0 without a reference
     total_tokens: int
@@ -184,7 +185,7 @@ class Rows:
         )
         return cls(
             mask,
-            advantages.float()[:, None],
+            advantages.float().view(len(mask), -1),
             policy - old,
             reference - policy,
             max(1, int(mask.sum()) if total_tokens is None else total_tokens),
@@ -228,6 +229,20 @@ def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip_low: float, cl
         below=(ratio < 1 - clip_low) & (advantages < 0),
         above=(ratio > 1 + clip_high) & (advantages > 0),
     )
+
+
+def importance_weights(
+    policy_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, gap: float, cap: float
+) -> Tensor:
+    """What makes up for a sampler that is not quite the policy, [rows, tokens] (truncated importance sampling).
+
+    A row whose log-probabilities differ by more than `gap` nats in the mean over its tokens is weighed by each token's
+    π_θ / π_sampler, at most `cap`; any other row by 1 (our choice: equal numbers would only add noise). All arguments
+    are [rows, tokens].
+    """
+    difference = (policy_logprobs.detach() - sampler_logprobs).float().masked_fill(~mask, 0.0)
+    means = difference.abs().sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+    return torch.where((means > gap)[:, None], difference.clamp(max=EXPONENT_LIMIT).exp().clamp(max=cap), 1.0)
 
 
 def k3(log_ratio: Tensor) -> Tensor:

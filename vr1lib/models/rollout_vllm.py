@@ -6,8 +6,12 @@ of its version, so that the reply itself says which version wrote it; under full
 in place. Weights travel through a folder that trainer and servers both see. Both ways every version lies at a path of
 its own: a server keeps what it has read of a prompt by the adapter's path.
 
-    vllm serve MODEL --logprobs-mode processed_logprobs --enable-lora --max-lora-rank 64      # or without the last two
-    with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 (LoRA) or VLLM_SERVER_DEV_MODE=1 (full) in its environment
+    vllm serve MODEL --logprobs-mode processed_logprobs --enable-lora --max-lora-rank 64      # LoRA, QLoRA
+    vllm serve MODEL --logprobs-mode processed_logprobs                                       # full
+    with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 (adapters) or VLLM_SERVER_DEV_MODE=1 (full) in its environment
+
+MODEL is the model that training starts from, under an adapter its base; where that is not enough (`write_served`) the
+run writes the folder to serve and says so. It may be started after the run, which waits for it.
 
 The log-probabilities are the server's own, after temperature and ban, which is what the trainer recomputes: their gap
 is the price of another machine's arithmetic (docs/metrics.md, `logprob_gap`). A server that is silent or late is
@@ -19,18 +23,21 @@ Samples carry no seed: a server batches what comes, and does not promise the sam
 
 import base64
 import itertools
+import json
 import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
+from accelerate.utils import extract_model_from_parallel
 
 from vr1lib.models.rollout_local import Sampled
-from vr1lib.models.vlm import EncodedPrompt, Vlm, save_vlm
+from vr1lib.models.vlm import SPEC_FILE, EncodedPrompt, Vlm, load_vlm, save_vlm
 from vr1lib.prompts import prompt_parts
 from vr1lib.records import Problem, RequestError
 
@@ -46,7 +53,7 @@ class SamplerLost(Exception):
 class VllmSampler:
     """The policy as vLLM servers have it. `version` counts the updates it has got; None before the first."""
 
-    def __init__(self, vlm: Vlm, endpoints: Sequence[str], folder: str | Path, wait_seconds: float = 600.0):
+    def __init__(self, vlm: Vlm, endpoints: Sequence[str], folder: str | Path, wait_seconds: float = 600.0) -> None:
         self.vlm = vlm
         self.folder = Path(folder).resolve()
         self.wait_seconds = wait_seconds
@@ -57,7 +64,7 @@ class VllmSampler:
         """Give every server the weights of `vlm`; the ones before are forgotten. Raises SamplerLost."""
         place = self.folder / f"version-{version:06d}"
         shutil.rmtree(place, ignore_errors=True)
-        save_vlm(vlm, place)
+        save_for_server(vlm, place)
         load = Server.load_adapter if vlm.method != "full" else Server.load_weights
         with ThreadPoolExecutor(len(self.servers)) as pool:
             list(pool.map(lambda server: load(server, place, version), self.servers))
@@ -68,6 +75,12 @@ class VllmSampler:
             for server in self.servers:
                 server.check_logprobs(self.vlm)
         self.version = version
+
+    def follow(self, version: int) -> None:
+        """Another process has given the servers this version."""
+        self.version = version
+        for server in self.servers:
+            server.note(self.folder / f"version-{version:06d}", version, self.vlm.method)
 
     def sample(
         self,
@@ -153,7 +166,7 @@ class Server:
         self.insist("/v1/load_lora_adapter", body)
         if before and before != name:
             self.insist("/v1/unload_lora_adapter", {"lora_name": before}, missing_is_fine=True)
-        self.model, self.weights = name, (place, version)
+        self.note(place, version, "lora")
 
     def load_weights(self, place: Path, version: int) -> None:
         """All weights from `place`, in place of those served, and nothing read with those is kept.
@@ -164,8 +177,15 @@ class Server:
         self.insist("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(place)}})
         for cache in ("encoder", "mm", "prefix"):
             self.insist(f"/reset_{cache}_cache", {})
-        self.model = self.insist("/v1/models", None)["data"][0]["id"]
-        self.born, self.weights = self.birth(), (place, version)
+        self.note(place, version, "full")
+
+    def note(self, place: Path, version: int, method: str) -> None:
+        """Remember what it has now, and by which name to ask for it."""
+        self.weights = (place, version)
+        if method == "full":
+            self.model, self.born = self.insist("/v1/models", None)["data"][0]["id"], self.birth()
+        else:
+            self.model = f"version-{version}"
 
     def was_restarted(self) -> bool:
         """Whether reloaded weights are gone. An adapter's name says so itself: the request ends in 404."""
@@ -225,10 +245,42 @@ class Server:
         if reply.status_code >= 400:
             said = " ".join(reply.text.split())[:200]
             raise RequestError(
-                f"rollout_endpoints: {self.url}{path}: HTTP {reply.status_code} {said}; start the server as the head of "
-                "vr1lib/models/rollout_vllm.py says"
+                f"rollout_endpoints: {self.url}{path}: HTTP {reply.status_code} {said}; start the server as "
+                "docs/rollouts.md says"
             )
         return reply
+
+
+def write_served(vlm: Vlm, folder: str | Path) -> Path | None:
+    """The folder that servers have to serve where MODEL alone will not do, written if it is not there; else None.
+
+    Under QLoRA the policy is adapter plus 4-bit base, so that servers need that base, unpacked. Under full fine-tuning
+    of a model whose head is tied to its embedding (the 3B, not the 7B) they need the head as a tensor of its own, for
+    a reload would leave the tied one as it was.
+    """
+    place = Path(folder).resolve() / "served"
+    tied = vlm.method == "full" and vlm.model.config.tie_word_embeddings
+    if not (tied or vlm.method == "qlora"):
+        return None
+    if not (place / SPEC_FILE).exists():
+        base = load_vlm(vlm.base, method="qlora", device="cpu") if vlm.method == "qlora" else vlm
+        if base is not vlm:
+            base = replace(base, model=base.model.unload().dequantize(), method="full")
+        save_for_server(base, place)
+    return place
+
+
+def save_for_server(vlm: Vlm, folder: Path) -> None:
+    """The adapter, or the whole model with its head as a tensor of its own."""
+    model = extract_model_from_parallel(vlm.model)
+    if vlm.method != "full" or not model.config.tie_word_embeddings:
+        save_vlm(vlm, folder)
+        return
+    head = next(name for name in model._tied_weights_keys if model.get_parameter(name) is not None)
+    weights = dict(model.state_dict())
+    save_vlm(vlm, folder, weights | {head: weights[head].clone()})
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}, indent=2) + "\n", "utf-8")
 
 
 def messages(vlm: Vlm, problem: Problem) -> list[dict[str, Any]]:
@@ -251,8 +303,8 @@ def read_reply(
     """The samples of a reply. Raises RequestError if the server read another prompt than the trainer will score."""
     if reply.get("prompt_token_ids") != prompt.input_ids.tolist():
         raise RequestError(
-            f"rollout_endpoints: {server.url}: reads problem {prompt.problem_id} as other tokens than the trainer; serve "
-            "the folder that training started from, whose template and picture sizes are the trainer's"
+            f"rollout_endpoints: {server.url}: reads problem {prompt.problem_id} as other tokens than the trainer; "
+            "serve the folder that training started from, whose template and picture sizes are the trainer's"
         )
     samples = []
     for choice in sorted(reply["choices"], key=lambda choice: choice["index"]):

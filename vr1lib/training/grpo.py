@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal, NoReturn
 
 import torch
 from accelerate.utils import gather_object
@@ -26,9 +27,10 @@ from tqdm.auto import tqdm
 
 from vr1lib.answers import grade_answer
 from vr1lib.data.sources import Reject
-from vr1lib.loss import LOSSES
+from vr1lib.loss import LOSSES, importance_weights
 from vr1lib.models.inference_copy import whole
 from vr1lib.models.rollout_local import inference_mode_of
+from vr1lib.models.rollout_vllm import SamplerLost
 from vr1lib.models.vlm import Vlm
 from vr1lib.records import Graded, Problem
 from vr1lib.schedule import Schedule
@@ -50,7 +52,7 @@ from vr1lib.training.session import GrpoSettings, Session, prepare
 __all__ = ["GrpoSettings", "Session", "prepare", "roll_out", "train_grpo", "update_policy", "usable_problems"]
 
 SCORED_STEPS = 10  # a checkpoint without an evaluation is judged by the reward over so many steps; our choice
-SUMS = ("loss", "kl", "clip/low", "clip/high", "entropy", "logprob_gap")
+SUMS = ("loss", "kl", "clip/low", "clip/high", "entropy", "logprob_gap", "rollout/corrected_ratio")
 
 
 @dataclass
@@ -111,15 +113,18 @@ def train_grpo(
     for step in tqdm(steps, desc="PTST-GRPO", unit="step", **bar):
         stage_index, stage = schedule.stage_at(step)
         clock = Clock()
-        session.update_sampler()
-        crop = harvest(session, problems, progress.drawn, stage, step + 1, stage_index, clock)
+        try:
+            session.update_sampler(step)
+            crop = harvest(session, problems, progress.drawn, stage, step + 1, stage_index, clock)
+        except SamplerLost as error:
+            stop_with_checkpoint(session, progress, checkpoints, error)
         learning_rate = settings.learning_rate * min(1.0, (step + 1) / max(1, settings.warmup_steps))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         update = update_policy(session, crop.kept, stage.max_completion_tokens, crop.spare)
         clock.lap("time/update")
 
-        bad = not is_sound(update)
+        bad, lost = not is_sound(update), None
         progress.step, progress.stage, progress.drawn = step + 1, stage_index, crop.drawn
         progress.bad_steps += bad
         progress.bad_in_a_row = progress.bad_in_a_row + 1 if bad else 0
@@ -135,8 +140,11 @@ def train_grpo(
             **clock.laps,
             "tokens_per_second": crop.tokens / sum(clock.laps.values()),
             **memory_metrics(),
-            **evaluate(step + 1, stage_index),
         }
+        try:
+            metrics |= evaluate(step + 1, stage_index)
+        except SamplerLost as error:
+            lost = error
         if accelerator.is_main_process:
             log(metrics)
             log_completions(crop.graded, by_id)
@@ -144,10 +152,24 @@ def train_grpo(
             handle_bad_step(session, crop.kept, metrics, progress, dump_folder)
         progress.rewards = [*progress.rewards, metrics["reward/mean"]][-SCORED_STEPS:]
         progress.seconds = time.perf_counter() - started
+        if lost:
+            stop_with_checkpoint(session, progress, checkpoints, lost)
         if checkpoints and checkpoints.due(step + 1, schedule.total_steps):
             score = metrics.get("eval/accuracy", sum(progress.rewards) / len(progress.rewards))
             checkpoints.save(step + 1, session.vlm, optimizer, accelerator, asdict(progress), score)
     session.vlm.model.eval()
+
+
+def stop_with_checkpoint(
+    session: Session, progress: Progress, checkpoints: Checkpoints | None, error: SamplerLost
+) -> NoReturn:
+    """Keep what is done, between two steps, and stop."""
+    told = f"rollout servers lost before step {progress.step + 1}: {error}"
+    if not checkpoints or progress.step == 0:
+        raise TrainingStopped(f"{told}; no step is done that could be gone on from: start again")
+    score = sum(progress.rewards) / len(progress.rewards)
+    checkpoints.save(progress.step, session.vlm, session.optimizer, session.accelerator, asdict(progress), score)
+    raise TrainingStopped(f"{told}; go on from step {progress.step} with --resume")
 
 
 def usable_problems(vlm: Vlm, problems: Sequence[Problem]) -> tuple[list[Problem], list[Reject]]:
@@ -181,6 +203,8 @@ def update_policy(
     parts = settings.updates_per_step
     if session.reference is not None:
         add_reference_logprobs(session, rollouts, spare)
+    if session.servers and parts > 1:
+        recompute_logprobs(session, session.vlm.model, rollouts, spare, "old_logprobs")
     totals = dict.fromkeys([*SUMS, "grad_norm"], 0.0)
     for part in range(parts):
         rows = [row for row in rollouts if (row.draw + row.graded.sample) % parts == part]
@@ -264,11 +288,21 @@ def accumulate_gradients(
                 vlm, vlm.model, [row.prompt for row in rows], completions, settings.temperature
             )
             mask = (completion_mask(completions) & torch.tensor([[row.has_loss] for row in rows])).to(logprobs.device)
-            old = padded([torch.tensor(row.sampled.logprobs) for row in rows]).to(logprobs.device)
+            sampled = padded([torch.tensor(row.sampled.logprobs) for row in rows]).to(logprobs.device)
+            old = logprobs.detach() if on_policy else sampled
+            if rows[0].old_logprobs is not None:
+                old = padded([row.old_logprobs for row in rows]).to(logprobs.device)
+            advantages = torch.tensor([row.advantage for row in rows], device=logprobs.device)
+            corrected = torch.zeros_like(mask)
+            if session.servers and settings.rollout_correction_gap is not None:
+                weights = importance_weights(
+                    old, sampled, mask, settings.rollout_correction_gap, settings.rollout_correction_cap
+                )
+                advantages, corrected = advantages[:, None] * weights, weights != 1
             output = LOSSES[settings.loss].function(
                 logprobs,
-                logprobs.detach() if on_policy else old,
-                torch.tensor([row.advantage for row in rows], device=logprobs.device),
+                old,
+                advantages,
                 mask,
                 padded([row.reference_logprobs for row in rows]).to(logprobs.device) if session.reference else None,
                 clip_low=settings.own_or_published("clip_low"),
@@ -281,9 +315,10 @@ def accumulate_gradients(
             accelerator.backward(output.loss * accelerator.num_processes)  # gradients are averaged over processes
         for row, values in zip(rows, logprobs.detach().cpu()):
             row.policy_logprobs = values[: len(row.sampled.token_ids)]
-        gap = (logprobs.detach() - old).abs().masked_fill(~mask, 0.0).sum() / total_tokens
+        gap = (logprobs.detach() - sampled).abs().masked_fill(~mask, 0.0).sum() / total_tokens
         entropy = entropies.detach().masked_fill(~mask, 0.0).sum() / total_tokens
-        shares = (output.loss, output.kl, output.clip_low_fraction, output.clip_high_fraction, entropy, gap)
+        corrected = (corrected & mask).sum() / total_tokens
+        shares = (output.loss, output.kl, output.clip_low_fraction, output.clip_high_fraction, entropy, gap, corrected)
         sums += torch.stack([share.detach().double() for share in shares])
     return dict(zip(SUMS, sums_over_processes(sums, accelerator)))
 
@@ -296,13 +331,25 @@ def gradients_held_back(session: Session) -> AbstractContextManager:
 
 def add_reference_logprobs(session: Session, rollouts: Sequence[Rollout], spare: Rollout | None = None) -> None:
     """Give each row the log-probabilities that the model as training started has for it."""
+    with session.reference() as model:
+        recompute_logprobs(session, model, rollouts, spare, "reference_logprobs")
+
+
+def recompute_logprobs(
+    session: Session,
+    model: torch.nn.Module,
+    rollouts: Sequence[Rollout],
+    spare: Rollout | None,
+    name: Literal["reference_logprobs", "old_logprobs"],
+) -> None:
+    """Give each row the log-probabilities that `model` has for it."""
     with_loss = [row for row in rollouts if row.has_loss]
-    with session.reference() as model, inference_mode_of(model), torch.no_grad():
+    with inference_mode_of(model), torch.no_grad():
         for rows in equal_micro_batches(session, with_loss, spare or rollouts[0]):
             prompts, completions = [row.prompt for row in rows], [row.sampled.token_ids for row in rows]
             logprobs, _ = completion_logprobs(session.vlm, model, prompts, completions, session.settings.temperature)
             for row, values in zip(rows, logprobs.cpu()):
-                row.reference_logprobs = values[: len(row.sampled.token_ids)]
+                setattr(row, name, values[: len(row.sampled.token_ids)])
 
 
 def padded(values: Sequence[Tensor]) -> Tensor:

@@ -16,7 +16,8 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import chain
 
 import torch
 from accelerate.utils import gather_object
@@ -41,6 +42,7 @@ class Rollout:
     graded: Graded
     advantage: float = 0.0
     has_loss: bool = True
+    old_logprobs: Tensor | None = None  # [tokens], the trainer's own before the step's first update; None: as sampled
     policy_logprobs: Tensor | None = None  # [tokens], as recomputed for the update
     reference_logprobs: Tensor | None = None  # [tokens]
 
@@ -108,10 +110,10 @@ def harvest(
     rounds, first_tokens, first_drawn = 0, 0, drawn
     while True:
         start = drawn + sum(missing[:process])
-        groups += roll_out(
-            session, problems, range(start, start + missing[process]), stage, step=step, stage_index=stage_index,
-            clock=clock,
-        )  # fmt: skip
+        ours = range(start, start + missing[process])
+        groups += session.agreed(
+            partial(roll_out, session, problems, ours, stage, step=step, stage_index=stage_index, clock=clock)
+        )
         drawn += sum(missing)
         if rounds == 0:
             first_tokens = sum(len(row.sampled.token_ids) for group in groups for row in group)
@@ -151,16 +153,17 @@ def roll_out(
     settings, clock = session.settings, clock or Clock()
     drawn = [problem_at(problems, settings.seed, draw) for draw in draws]
     prompts = [session.vlm.encode_prompt(problem) for problem in drawn]
-    samples = sample(
-        session.sampler,
-        prompts,
-        group_size=stage.group_size,
-        max_completion_tokens=stage.max_completion_tokens,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        seeds=[seed_of(settings.seed, draw) for draw in draws],
-        rows_at_once=settings.rollout_rows,
-    )
+    how = {
+        "group_size": stage.group_size,
+        "max_completion_tokens": stage.max_completion_tokens,
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+    }
+    if session.servers:
+        samples = session.servers.sample(drawn, prompts, **how)
+    else:
+        seeds = [seed_of(settings.seed, draw) for draw in draws]
+        samples = sample(session.sampler, prompts, **how, seeds=seeds, rows_at_once=settings.rollout_rows)
     clock.lap("time/rollout")
     groups = [
         grade_group(session.vlm, draw, problem, prompt, group, settings, step, stage_index)
@@ -230,19 +233,23 @@ def answer_held_out(
     call, and answers its share."""
     settings, accelerator = session.settings, session.accelerator
     longest = max(stage.max_completion_tokens for stage in schedule.stages)
-    session.update_sampler()
+    session.update_sampler(step)
     share = range(accelerator.process_index, len(problems), accelerator.num_processes)
-    completions = complete(
-        session.sampler,
-        [problems[place] for place in share],
-        max_completion_tokens=settings.evaluation_max_completion_tokens or longest,
-        temperature=settings.evaluation_temperature,
-        top_p=settings.evaluation_top_p,
-        batch_size=settings.evaluation_batch_size,
-        seed=settings.seed,
-        step=step,
-        stage=stage_index,
-    )
+    own = [problems[place] for place in share]
+    how = {
+        "max_completion_tokens": settings.evaluation_max_completion_tokens or longest,
+        "temperature": settings.evaluation_temperature,
+        "top_p": settings.evaluation_top_p,
+    }
+    if session.servers:
+        prompts = [session.vlm.encode_prompt(problem) for problem in own]
+        groups = session.agreed(lambda: session.servers.sample(own, prompts, group_size=1, **how))
+        completions = [to_completion(session.vlm, *pair, 0, step, stage_index) for pair in zip(own, chain(*groups))]
+    else:
+        completions = complete(
+            session.sampler, own, **how, batch_size=settings.evaluation_batch_size, seed=settings.seed, step=step,
+            stage=stage_index,
+        )  # fmt: skip
     graded = [(place, grade_completion(row, problems[place])) for place, row in zip(share, completions, strict=True)]
     return [row for _, row in sorted(gather_object(graded), key=lambda item: item[0])]
 

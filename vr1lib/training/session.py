@@ -3,17 +3,21 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
 from vr1lib.loss import LOSSES, LossName
 from vr1lib.models.inference_copy import fill, whole_copy
+from vr1lib.models.rollout_vllm import SamplerLost, VllmSampler
 from vr1lib.models.vlm import Vlm
 from vr1lib.records import RequestError
 from vr1lib.training.processes import Sharding, accelerator_for
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,9 @@ class GrpoSettings:
     `mask_truncated` keeps cut completions out of the loss; a cut completion's reward of 0 is how PTST suppresses
     overthinking, so that this switches suppression off. `dynamic_sampling_refills`: the most extra rounds of sampling
     in a step, each for the groups so far whose rewards were all equal. `bfloat16` computes in bf16 over float32 weights
-    (full fine-tuning; an adapter's base is loaded in bf16 instead).
+    (full fine-tuning; an adapter's base is loaded in bf16 instead). `rollout_correction_gap`: from this mean difference
+    of a completion's log-probabilities, sampler's and trainer's, its tokens are weighed by their ratio, at most
+    `rollout_correction_cap` (None: never).
     """
 
     prompts_per_step: int = 16
@@ -54,6 +60,8 @@ class GrpoSettings:
     evaluation_max_completion_tokens: int | None = None
     evaluation_batch_size: int = 64
     seed: int = 0
+    rollout_correction_gap: float | None = None
+    rollout_correction_cap: float = 2.0
 
     def own_or_published(self, name: Literal["clip_low", "clip_high", "normalise_by_std"]) -> float | bool:
         """The setting if it is given, else the loss's own."""
@@ -63,7 +71,8 @@ class GrpoSettings:
 
 @dataclass
 class Session:
-    """A prepared policy. `sampler` is the same model without its wrapping, or its inference copy."""
+    """A prepared policy. `sampler` is the same model without its wrapping, or its inference copy; `servers` sample in
+    its place if there are any."""
 
     vlm: Vlm
     sampler: Vlm
@@ -71,11 +80,30 @@ class Session:
     optimizer: torch.optim.Optimizer
     accelerator: Accelerator
     settings: GrpoSettings
+    servers: VllmSampler | None = None
 
-    def update_sampler(self) -> None:
-        """Let the sampler have the policy's weights of now. Every process must call."""
+    def update_sampler(self, version: int) -> None:
+        """Let the sampler have the policy's weights of now, after `version` updates. Every process must call."""
         if self.sampler.model is not self.accelerator.unwrap_model(self.vlm.model):
             fill(self.sampler.model, self.vlm.model)
+        if self.servers and self.servers.version != version:
+            first = self.accelerator.is_main_process
+            self.agreed(lambda: self.servers.update(self.sampler, version) if first else None)
+            if not first:
+                self.servers.follow(version)
+
+    def agreed(self, work: Callable[[], Result]) -> Result:
+        """What `work` gives; if the servers are lost to one process, every process hears of it. Every one must call."""
+        if self.servers is None:
+            return work()
+        result, lost = None, None
+        try:
+            result = work()
+        except SamplerLost as error:
+            lost = str(error)
+        if losses := [each for each in gather_object([lost]) if each]:
+            raise SamplerLost(losses[0])
+        return result
 
 
 def prepare(vlm: Vlm, settings: GrpoSettings) -> Session:

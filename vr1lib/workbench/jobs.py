@@ -18,6 +18,7 @@ import torch
 from vr1lib.data import shapeworld, sources
 from vr1lib.data.sources import Loaded, Reject
 from vr1lib.models.images import read_image_spec
+from vr1lib.models.rollout_vllm import VllmSampler, write_served
 from vr1lib.models.tiny import build_tiny_vlm
 from vr1lib.models.vlm import Vlm, load_vlm
 from vr1lib.prompts import ZERO_SYSTEM_PROMPT, PromptSpec
@@ -159,6 +160,8 @@ def ptst_grpo(
     """30_ptst_grpo's training. Leaves model/, and evaluation_problems.jsonl with pictures if any are held out."""
     schedule = Schedule([tuple(stage) for stage in params.stages])
     session = grpo.prepare(vlm, grpo_settings(params))
+    if params.rollout == "vllm":
+        session.servers = rollout_servers(session.sampler, params, folder)
     if params.preflight:
         tell(preflight_grpo(session, problems, schedule), folder)
     if held_out and first_process():
@@ -186,6 +189,18 @@ def grpo_settings(params: PtstGrpoParameters) -> grpo.GrpoSettings:
     names = grpo.GrpoSettings.__dataclass_fields__.keys() & type(params).model_fields.keys()
     bfloat16 = params.method == "full" and params.dtype == "bfloat16"
     return grpo.GrpoSettings(**{name: getattr(params, name) for name in names}, bfloat16=bfloat16)
+
+
+def rollout_servers(vlm: Vlm, params: PtstGrpoParameters, folder: Path) -> VllmSampler:
+    """The servers to sample from. Process 0 writes what they have to serve, if the model's own folder will not do."""
+    from accelerate import PartialState
+
+    shared = Path(params.rollout_folder) if params.rollout_folder else folder / "rollout"
+    if first_process():
+        served = write_served(vlm, shared) or Path(vlm.base or params.model).resolve()
+        print(f"rollouts: {', '.join(params.rollout_endpoints)}, to be serving {served}", flush=True)
+    PartialState().wait_for_everyone()
+    return VllmSampler(vlm, params.rollout_endpoints, shared, params.rollout_wait_seconds)
 
 
 def checkpoints_of(params: TrainingParameters, folder: Path, record: Run | Record) -> Checkpoints | None:

@@ -282,13 +282,44 @@ class PtstGrpoParameters(TrainingParameters):
     )
     temperature: float = Field(1.0, gt=0, description="Sampling temperature of the rollouts (EasyR1: 1.0).")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus of the rollouts; 1 samples from the policy itself.")
-    rollout_rows: int = Field(64, ge=1, description="Completions sampled at once in one process; our choice.")
+    rollout: Literal["local", "vllm"] = Field(
+        "local", description="Who samples: this process, or vLLM servers that get each step's weights."
+    )
+    rollout_endpoints: list[Text] = Field([], description="vllm: their addresses, such as http://127.0.0.1:8000.")
+    rollout_folder: str | None = Field(
+        None, min_length=1, description="vllm: where weights lie for them, seen by all; null: in the run folder."
+    )
+    rollout_wait_seconds: float = Field(
+        600.0, gt=0, description="vllm: silence after which the run stops with a checkpoint; our choice."
+    )
+    rollout_correction_gap: float | None = Field(
+        0.01,
+        ge=0,
+        description="vllm: from this mean gap in nats, importance weights correct a completion; null: never.",
+    )
+    rollout_rows: int = Field(64, ge=1, description="local: completions sampled at once in one process; our choice.")
     micro_batch_tokens: int = Field(8192, ge=1, description="Padded tokens per forward pass of an update; our choice.")
     evaluation_limit: int = Field(96, ge=1, description="At most so many held-out problems; our choice.")
     evaluation_max_completion_tokens: int | None = Field(
         None, ge=1, description="Longest answer to them; null: the longest stage's. One number makes schedules alike."
     )
     evaluate_every: int = Field(25, ge=1, description="Steps between two evaluations (Figure 1E: 25 to 50).")
+
+    @model_validator(mode="after")
+    def fit_the_sampler(self) -> "PtstGrpoParameters":
+        if self.rollout == "vllm" and not self.rollout_endpoints:
+            raise ValueError("rollout = 'vllm', rollout_endpoints = []: give the servers' addresses, or rollout: local")
+        if self.rollout == "local" and self.rollout_endpoints:
+            raise ValueError("rollout = 'local', rollout_endpoints given: take rollout: vllm, or leave them out")
+        if self.rollout == "vllm" and self.checkpoint_every is None:
+            raise ValueError("rollout = 'vllm', checkpoint_every = null: a server may be lost; give checkpoint_every")
+        by_sequence = self.loss in ("equation_1", "gspo")
+        if self.rollout == "vllm" and by_sequence and self.rollout_correction_gap is not None:
+            raise ValueError(
+                f"loss = {self.loss!r}, rollout_correction_gap = {self.rollout_correction_gap}: importance weights are "
+                "a token's, this loss's ratio a completion's; set rollout_correction_gap: null"
+            )
+        return self
 
 
 class BenchmarkParameters(Parameters):
