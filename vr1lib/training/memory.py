@@ -302,12 +302,13 @@ class GrpoPlan(Plan):
     rollout_rows: int = 64
     micro_batch_tokens: int = 16384
     kl_coefficient: float = 0.01
+    rollout: Literal["local", "vllm"] = "local"
 
     def estimate(self, shape: Shape) -> Estimate:
         def most(parts: list[list[Part]]) -> list[Part]:
             return max(parts, key=lambda each: sum(part.bytes for part in each))
 
-        rollout = most([self.rollout_parts(shape, stage) for stage in self.stages])
+        rollout = most([self.rollout_parts(shape, stage) for stage in self.stages]) if self.rollout == "local" else []
         update = most([self.update_parts(shape, stage) for stage in self.stages])
         return Estimate((*resident_parts(self, shape, self.kl_coefficient > 0, samples=True), *rollout, *update))
 

@@ -144,6 +144,7 @@ def preflight_grpo(session: Session, problems: Sequence[Problem], schedule: Sche
         rollout_rows=settings.rollout_rows,
         micro_batch_tokens=settings.micro_batch_tokens,
         kl_coefficient=settings.kl_coefficient,
+        rollout="vllm" if session.servers else "local",
     )
     copies = {"inference copy": session.sampler.model}
     if session.reference and vlm.method == "full":
@@ -154,10 +155,11 @@ def preflight_grpo(session: Session, problems: Sequence[Problem], schedule: Sche
     widest = max(schedule.stages, key=lambda stage: stage.max_completion_tokens)
     with guard.untouched():
         with guard.watched("rollout"):
-            session.update_sampler()
-            reading_seconds, token_seconds, guard.seen["KV cache"] = rehearse_sampling(
-                session, plan, prompt, most_cached
-            )
+            session.fill_sampler()
+            if session.servers is None:
+                reading_seconds, token_seconds, guard.seen["KV cache"] = rehearse_sampling(
+                    session, plan, prompt, most_cached
+                )
         with guard.watched("update"):
             reward_seconds, row_seconds = rehearse_update(session, plan, problem, prompt, widest)
             guard.see_gradients()
@@ -167,8 +169,11 @@ def preflight_grpo(session: Session, problems: Sequence[Problem], schedule: Sche
         prompts = -(-plan.prompts_per_step // plan.processes)
         whole_groups = -(-prompts // plan.prompts_at_once(stage))
         pieces = whole_groups * -(-stage.group_size // min(plan.rollout_rows, stage.group_size))
+        sampling = {}
+        if session.servers is None:
+            sampling = {"rollout": pieces * (reading_seconds + stage.max_completion_tokens * token_seconds)}
         return {
-            "rollout": pieces * (reading_seconds + stage.max_completion_tokens * token_seconds),
+            **sampling,
             "reward": plan.rows(stage) * reward_seconds,
             "update": plan.rows(stage) * row_seconds,
         }

@@ -84,13 +84,17 @@ class Session:
 
     def update_sampler(self, version: int) -> None:
         """Let the sampler have the policy's weights of now, after `version` updates. Every process must call."""
-        if self.sampler.model is not self.accelerator.unwrap_model(self.vlm.model):
-            fill(self.sampler.model, self.vlm.model)
+        self.fill_sampler()
         if self.servers and self.servers.version != version:
             first = self.accelerator.is_main_process
             self.agreed(lambda: self.servers.update(self.sampler, version) if first else None)
             if not first:
                 self.servers.follow(version)
+
+    def fill_sampler(self) -> None:
+        """The inference copy's weights, if there is one. Every process must call."""
+        if self.sampler.model is not self.accelerator.unwrap_model(self.vlm.model):
+            fill(self.sampler.model, self.vlm.model)
 
     def agreed(self, work: Callable[[], Result]) -> Result:
         """What `work` gives; if the servers are lost to one process, every process hears of it. Every one must call."""
