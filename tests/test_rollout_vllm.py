@@ -25,6 +25,7 @@ from vr1lib.training.processes import TrainingStopped
 from vr1lib.workbench.params import PtstGrpoParameters
 
 LIMIT = 6
+ONE_AT_A_TIME = threading.Lock()  # loading models in two threads leaves transformers patched
 
 
 class FakeVllm:
@@ -35,7 +36,6 @@ class FakeVllm:
         self.models, self.paths, self.faults, self.requests = {}, [], {}, []
         self.born, self.shift, self.other_prompt, self.forced_logprob = 1.0, 0.0, False, 0.0
         self.served = {json.dumps(messages(self.base, problem)): problem for problem in problems}
-        self.lock = threading.Lock()
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -53,7 +53,7 @@ class FakeVllm:
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def answer(self, handler, body):
-        with self.lock:
+        with ONE_AT_A_TIME:
             self.requests.append((handler.path, body))
             code, reply = (
                 self.faults[handler.path].pop(0) if self.faults.get(handler.path) else self.reply(handler, body)
