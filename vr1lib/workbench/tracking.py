@@ -40,7 +40,8 @@ ARTIFACT_BYTES = 100 * 2**20  # larger outputs go to W&B as a reference with the
 ARTIFACT_FILES = 200
 CHANGEABLE = set(  # parameters that a resumed run may have anew: none of them changes what comes out
     "resume wandb_mode rdzv_endpoint checkpoint_every checkpoints_kept max_bad_steps preflight "
-    "mllm reasoner in_flight token_budget cost_budget retry_failed".split()
+    "mllm reasoner in_flight token_budget cost_budget retry_failed endpoints judge "
+    "rollout_endpoints rollout_folder rollout_wait_seconds".split()
 )
 WANDB_MODES = ("disabled", "offline", "online")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "numpy", "papermill", "wandb")
