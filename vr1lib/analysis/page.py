@@ -34,7 +34,9 @@ th, td { max-width: 22rem; padding: .25rem .6rem; border-bottom: 1px solid #ddd;
   vertical-align: top; }
 th { background: #f3f3f3; }
 td:first-child { white-space: nowrap; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.number, th.number { text-align: right; }
+td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
+sup { line-height: 0; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); gap: 1rem; }
 figure { margin: 0; }
 figure img { width: 100%; height: auto; border: 1px solid #e3e3e3; }

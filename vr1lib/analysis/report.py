@@ -7,6 +7,7 @@ pictures, completions, lineage, parameters.
 import hashlib
 import io
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -79,7 +80,10 @@ def write_report(
         sections += [finding_html(finding) for finding in findings]
     if tables:
         sections.append("<h2>Tables, ours beside the paper's</h2>")
-        sections += [folded(table.title, to_html(table), opened=not place) for place, table in enumerate(tables)]
+        sections += [
+            folded(re.split("[:,]", table.title)[0], to_html(table), opened=not place)
+            for place, table in enumerate(tables)
+        ]
         sections += [f"<p>{escape(sentence)}</p>" for sentence in said]
     sections.append("<h2>Figures</h2>")
     sections.append(f'<div class="figures">{"".join(figure_html(picture) for picture in pictures)}</div>')

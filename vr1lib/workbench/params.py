@@ -428,6 +428,9 @@ class AnalysisParameters(Parameters):
     training_runs: dict[str, Text] = Field(
         {}, description="Label → run folder of 30_ptst_grpo; {} for all finished ones."
     )
+    cold_sets: dict[str, Text] = Field(
+        {}, description="Name → cold-start file (.jsonl) counted in Table 2; {} for none."
+    )
     sweep: str | None = Field(
         None,
         min_length=1,
