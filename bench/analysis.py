@@ -42,11 +42,10 @@ def main() -> int:
         return 0 if passed else 1
     for cell in result["cells"]:
         print(f"{cell['seconds']:8.1f} s  {cell['begins']}")
-    print(
-        f"{result['rows']:,} completions: {result['processor_seconds']:.1f} s of one core "
-        f"({result['wall_seconds']:.1f} s by the clock), {result['peak_rss_gb']:.2f} GB at most, report {result['report_mb']:.1f} MB: "
-        f"{'passed' if passed else 'FAILED'} (at most {MAX_SECONDS:.0f} s, {MAX_GB:.0f} GB)"
-    )
+    times = f"{result['processor_seconds']:.1f} s of one core ({result['wall_seconds']:.1f} s by the clock)"
+    sizes = f"{result['peak_rss_gb']:.2f} GB at most, report {result['report_mb']:.1f} MB"
+    verdict = f"{'passed' if passed else 'FAILED'} (at most {MAX_SECONDS:.0f} s, {MAX_GB:.0f} GB)"
+    print(f"{result['rows']:,} completions: {times}, {sizes}: {verdict}")
     return 0 if passed else 1
 
 
