@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VR1 := $(BIN)/vr1
 
-.PHONY: setup demo test lint lab bench
+.PHONY: setup demo ablation test lint lab bench
 
 setup: $(STAMP)
 
@@ -31,6 +31,15 @@ demo: setup
 	$(VR1) run 40_benchmark -f params/40_benchmark/demo.yaml --name demo_vision_r1 \
 		-p model outputs/30_ptst_grpo/demo/model -p label Vision-R1
 	$(VR1) run 50_analysis -f params/50_analysis/demo.yaml
+
+# Zero, CI, Long, PTST and Zero+PTST at equal token budget, three seeds each: 18 runs from the demo's models, the board.
+ablation: export WANDB_MODE ?= offline
+ablation: export HF_HUB_OFFLINE ?= 1
+ablation: setup
+	test -d outputs/00_base_model/demo/model || $(VR1) run 00_base_model -f params/00_base_model/demo.yaml
+	test -f outputs/10_data_building/demo/test.jsonl || $(VR1) run 10_data_building -f params/10_data_building/demo.yaml
+	test -d outputs/20_cold_sft/demo/model || $(VR1) run 20_cold_sft -f params/20_cold_sft/demo.yaml
+	$(VR1) sweep params/sweeps/ablation_shapeworld.yaml --jobs 2
 
 # Two processes of one thread each: what the eight minutes are measured on.
 test: export OMP_NUM_THREADS := 1

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ def write_comparison(folder: Path, metric: str | None) -> str:
     points = [json.loads(line) for line in (folder / "points.jsonl").read_text(encoding="utf-8").splitlines()]
     rows = comparison_rows(root, points, metric)
     table = of_rows(f"Sweep {folder.name}", rows)
+    table.columns = [replace(column, name=key) for column, key in zip(table.columns, rows[0])]  # keys as they are
     write_table(folder, "comparison", table)
     figure = new_figure(height=1.0 + rows_height([row["point"] for row in rows], letters=40))
     axes = figure.subplots()

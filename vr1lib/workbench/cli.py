@@ -140,6 +140,21 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("out", metavar="OUT", help="the new folder")
     export.set_defaults(command=export_rows)
 
+    replay = commands.add_parser("replay", help="saved completions graded again under another reward or protocol")
+    replay.add_argument("run", metavar="RUN", help="run folder, STEM/RUN below outputs/, or a file of completions")
+    how = replay.add_mutually_exclusive_group()
+    how.add_argument("--reward", choices=("hard", "format_plus_result"), help="default: the run's own reward")
+    how.add_argument("--protocol", choices=("strict", "official", "authors"), help="a benchmark's reading instead")
+    replay.add_argument("--problems", metavar="FILE", help="their problems, where the run does not lead to them")
+    replay.add_argument("--out", metavar="FILE", help="the JSON with every changed completion")
+    replay.add_argument("--json", action="store_true", help="print JSON for a program")
+    replay.set_defaults(command=replay_run)
+
+    browse = commands.add_parser("browse", help="one page of completions with pictures, to filter and to sort")
+    browse.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or STEM/RUN below outputs/")
+    browse.add_argument("--out", metavar="FILE", help="default: browser.html in the first run folder")
+    browse.set_defaults(command=browse_runs)
+
     report = commands.add_parser("report", help="one self-contained HTML page over run folders")
     report.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or STEM/RUN below outputs/")
     report.add_argument("--out", metavar="FILE", help="default: report.html in the first run folder")
@@ -200,6 +215,27 @@ def run_report(options: argparse.Namespace) -> int:
     from vr1lib.analysis.report import write_run_report
 
     print(write_run_report(folders, Path(options.out) if options.out else folders[0] / "report.html"))
+    return 0
+
+
+def replay_run(options: argparse.Namespace) -> int:
+    from vr1lib.analysis.replay import replay_command
+
+    return replay_command(
+        Path(options.run) if Path(options.run).is_file() else find_run(options.run),
+        reward=options.reward,
+        protocol=options.protocol,
+        problems=options.problems,
+        out=options.out,
+        as_json=options.json,
+    )
+
+
+def browse_runs(options: argparse.Namespace) -> int:
+    folders = [find_run(run) for run in options.runs]
+    from vr1lib.analysis.browser import write_browser
+
+    print(write_browser(folders, Path(options.out) if options.out else folders[0] / "browser.html"))
     return 0
 
 

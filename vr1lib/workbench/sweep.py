@@ -55,9 +55,12 @@ def sweep_command(path: str, jobs: int, resume: bool) -> int:
         code = run_points(sweep, state, jobs)
     except KeyboardInterrupt:
         code = INTERRUPTED
-    from vr1lib.analysis.sweeps import write_comparison  # with matplotlib, which nothing before it needs
+    from vr1lib.analysis import ablation  # with matplotlib, which nothing before it needs
+    from vr1lib.analysis.sweeps import write_comparison
 
     print(write_comparison(state.folder, sweep.metric))
+    if ablation.is_ablation(state.folder) and state.counts().get("finished"):
+        print(ablation.write_board(state.folder))
     counts = state.counts()
     print(
         f"{sweep.name}: {', '.join(f'{number} {status}' for status, number in counts.items())}; {shown(state.folder)}"
