@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from vr1lib.workbench import launch
 from vr1lib.workbench.cli import main
 from vr1lib.workbench.params import PARAMETERS
 from vr1lib.workbench.tracking import read_manifest
@@ -71,6 +72,14 @@ def test_run_streams_the_story_and_leaves_a_complete_folder(notebook, home, capf
     executed = nbformat.read(outputs / "mine" / "notebook.ipynb", as_version=4)
     assert "sheep 2" in str(executed) and str(executed).count("0/3") == 0  # of the bar only its last state
     assert [path.name for path in outputs.iterdir()] == ["mine"]
+
+
+def test_runs_of_wandbs_agent_have_folders_of_their_own(notebook, monkeypatch):
+    outputs = notebook("run.finish()")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s")
+    monkeypatch.setenv("WANDB_RUN_ID", "abc123")
+    assert main(["run", STEM, "examples=3"]) == 0
+    assert "examples: 3" in (outputs / "default-abc123" / "params.yaml").read_text()
 
 
 def test_failing_cell_is_one_screen_and_exit_1(notebook, capfd):
@@ -150,3 +159,17 @@ def test_launcher_imports_neither_torch_nor_transformers_nor_wandb():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_a_resumed_run_is_checked_with_its_own_parameters_and_what_is_given_anew(home, monkeypatch):
+    seen = []
+    monkeypatch.setattr(launch, "execute", lambda stem, notebook, params: seen.append(params) or 0)
+    monkeypatch.setattr(launch, "notebook_of", lambda stem: None)
+    folder = home / "outputs" / "30_ptst_grpo" / "served"
+    folder.mkdir(parents=True)
+    values = {"run": "served", "rollout": "vllm", "rollout_endpoints": ["http://a:1"], "checkpoint_every": 5}
+    (folder / "params.yaml").write_text(json.dumps(values))
+    given = ["-p", "rollout_endpoints", "[http://b:2]", "--name", "served"]
+    assert main(["run", "30_ptst_grpo", "--resume", *given]) == 0
+    (params,) = seen
+    assert params.resume and params.rollout == "vllm" and params.rollout_endpoints == ["http://b:2"]

@@ -166,6 +166,18 @@ def test_interrupted_sweep_ends_its_runs_and_can_be_resumed(project, home):
         sweep.sweep_command(again, 1, resume=True)
 
 
+def test_resume_runs_what_is_gone_and_not_what_ended_after_the_sweep_was_killed(project, home):
+    file = project([0, 1, 2], file="lost")
+    assert main(["sweep", file]) == 0
+    points = home / "outputs/sweeps/lost/points.jsonl"
+    points.write_text(points.read_text().replace('"finished"', '"running"', 1))  # killed -9 while the run went on
+    for path in (home / f"outputs/{STEM}/lost-seed2").iterdir():
+        path.unlink()
+    (home / "ran.txt").unlink()
+    assert main(["sweep", file, "--resume"]) == 0
+    assert (home / "ran.txt").read_text() == "2 "
+
+
 def test_a_sweep_started_again_moves_the_earlier_one_aside(project, home, capsys):
     file = project([0], file="one")
     assert main(["sweep", file]) == main(["sweep", file]) == 0

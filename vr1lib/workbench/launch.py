@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vr1lib.records import RequestError
-from vr1lib.workbench.params import Parameters, load_parameters, project_root
+from vr1lib.workbench.params import Parameters, load_parameters, parameters_class, project_root
 from vr1lib.workbench.tracking import LAUNCHED, claim_folder, now, read_manifest, say, shown, write_manifest
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
@@ -35,14 +35,17 @@ def launch(
 
     Raises RequestError if the parameters or the notebook are not there or not right: then nothing has been written.
     """
-    named = [("run", name)] if name else []
-    params = load_parameters(stem, files, [*overrides, *named])
+    overrides = [*overrides, *([("run", name)] if name else [])]
     if resume:
-        if "resume" not in type(params).model_fields:
+        if "resume" not in parameters_class(stem).model_fields:
             raise RequestError(f"--resume: {stem} is done anew; run it without")
-        earlier = project_root() / "outputs" / stem / params.run / "params.yaml"
+        run = dict(overrides).get("run") or load_parameters(stem, files).run
+        earlier = project_root() / "outputs" / stem / run / "params.yaml"
         files = [*([earlier] if earlier.exists() else []), *files]  # a resumed run keeps its parameters
-        params = load_parameters(stem, files, [*overrides, *named, ("resume", "true")])
+        overrides.append(("resume", "true"))
+    params = load_parameters(stem, files, overrides)
+    if not name and "WANDB_SWEEP_ID" in os.environ:  # W&B's agent starts many runs of one file
+        params = params.model_copy(update={"run": f"{params.run}-{os.environ['WANDB_RUN_ID']}"})
     return execute(stem, notebook_of(stem), params)
 
 
