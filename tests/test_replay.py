@@ -132,7 +132,9 @@ def test_a_benchmark_run_brings_its_own_problems(tmp_path, problems):
 
 def test_reasons_lose_the_values_they_compared():
     assert kind_of("number: 2 ≠ 3") == "number: … ≠ …" and kind_of("number: 2.0 = 2") == "number: … = …"
-    assert kind_of("option B, gold C") == "option …" and kind_of("format: no <answer>") == "format: no <answer>"
+    assert kind_of("option B, gold C") == kind_of("option B is 'a cat'") == "option …"
+    assert kind_of("unreadable: not 10") == "unreadable: not …" and kind_of("text: not two\nlines") == "text: not …"
+    assert kind_of("format: no <answer>") == "format: no <answer>" and kind_of("same text") == "same text"
 
 
 def test_the_module_imports_without_torch():

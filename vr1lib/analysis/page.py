@@ -66,10 +66,11 @@ code { overflow-wrap: anywhere; }
 
 @dataclass(frozen=True)
 class Picture:
-    """A saved figure with what it shows."""
+    """A saved figure with what it shows, and notes that stand folded below."""
 
     path: Path
     caption: str
+    notes: tuple[str, ...] = ()
 
 
 def write_page(out: str | Path, title: str, sections: Iterable[str], heading: bool = True) -> Path:
@@ -114,7 +115,9 @@ def cell_html(value: Any) -> str:
 def figure_html(picture: Picture) -> str:
     url = png_url(picture.path.read_bytes())
     caption = escape(picture.caption)
-    return f'<figure><img src="{url}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+    notes = "".join(f"<p>{escape(note)}</p>" for note in picture.notes)
+    folded = f"<details><summary>Notes on the paper's figure</summary>{notes}</details>" if notes else ""
+    return f'<figure><img src="{url}" alt="{caption}"><figcaption>{caption}{folded}</figcaption></figure>'
 
 
 def thumbnail(path: str | Path) -> str:

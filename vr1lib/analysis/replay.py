@@ -28,6 +28,12 @@ from vr1lib.reward import RewardKind, grade
 
 TAIL_CHARACTERS = 160  # of a changed completion's text; the answer stands at the end
 SHOWN_ROWS = 10  # changed completions printed; --out and --json hold all
+VALUES = (  # where the grader's reasons name values, and what is left of them
+    (r"^number: .* ([=≠]) .*", r"number: … \1 …"),
+    (r"^(text|unreadable|value): not .*", r"\1: not …"),
+    (r"^option .*? (is .*|gold .*)", "option …"),
+    (r"names no option, gold .*", "names no option"),
+)
 
 
 @dataclass(frozen=True)
@@ -182,8 +188,9 @@ def moves(regraded: Iterable[Regraded]) -> list[dict[str, Any]]:
 
 def kind_of(reason: str) -> str:
     """A grader's reason without the values it compared: `number: 2 ≠ 3` → `number: … ≠ …`."""
-    number = re.match(r"number: .* ([=≠]) ", reason)
-    return f"number: … {number[1]} …" if number else re.sub(r"^option .*", "option …", reason)
+    for pattern, kind in VALUES:
+        reason = re.sub(pattern, kind, reason, flags=re.DOTALL)
+    return reason
 
 
 def changed_row(row: AnyGraded, again: Regraded, problem: Problem) -> dict[str, Any]:
