@@ -197,7 +197,7 @@ def rollout_servers(vlm: Vlm, params: PtstGrpoParameters, folder: Path) -> VllmS
 
     shared = Path(params.rollout_folder) if params.rollout_folder else folder / "rollout"
     if first_process():
-        served = write_served(vlm, shared) or Path(vlm.base or params.model).resolve()
+        served = write_served(vlm, shared) or vlm.base or params.model
         print(f"rollouts: {', '.join(params.rollout_endpoints)}, to be serving {served}", flush=True)
     PartialState().wait_for_everyone()
     return VllmSampler(vlm, params.rollout_endpoints, shared, params.rollout_wait_seconds)
