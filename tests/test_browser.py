@@ -8,7 +8,7 @@ from PIL import Image
 from synthetic_runs import completion_of, synthetic_problems, write_benchmark_run, write_training_run
 
 from vr1lib.analysis import browser
-from vr1lib.analysis.browser import browser_html, pick, write_browser
+from vr1lib.analysis.browser import browser_html, fewer, pick, srcdoc, write_browser
 from vr1lib.analysis.page import write_page
 from vr1lib.records import write_jsonl
 
@@ -57,6 +57,18 @@ class Scripts(HTMLParser):
         self.tags.append("/" + tag)
 
 
+class Attributes(HTMLParser):
+    """The attributes of the first element."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found = self.found or attributes
+
+
 def data_of(page):
     return json.loads(Scripts(page).scripts[0])
 
@@ -99,6 +111,8 @@ def test_too_many_completions_are_drawn_evenly_over_verdict_and_length(problems)
     assert places == sorted(places)
     assert picked == pick("CI", graded, by_id(problems), count=120)
     assert picked.graded != pick("CI", graded, by_id(problems), count=120, seed=1).graded
+    few = fewer(picked, 30)
+    assert (len(few.graded), few.total) == (30, 2000)
     html = "".join(browser_html([picked]))
     assert "120 of 2,000 completions are here, drawn evenly over verdict, length" in html
 
@@ -137,6 +151,12 @@ def test_photographs_are_small(tmp_path, problems):
     problem = problems[0].model_copy(update={"images": [str(tmp_path / "photo.png")]})
     data = data_of("".join(browser_html([pick("CI", [completion_of(problem, True, 1)], {problem.id: problem})])))
     assert data["pictures"][0].startswith("data:image/jpeg;base64,") and len(data["pictures"][0]) < 60_000
+
+
+def test_a_frame_holds_its_whole_page_in_an_attribute(problems):
+    attribute = srcdoc([pick('C"I', many(problems, 3), by_id(problems))])
+    (name, page), *rest = Attributes(f"<iframe {attribute}></iframe>").found
+    assert name == "srcdoc" and not rest and data_of(page)["rows"][0]["model"] == 'C"I'
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,11 @@ def pick(
         places.sort(key=lambda place: drawing(graded[place], seed))
         chosen += places[: (count - len(chosen)) // left]
     return Picked(label, [graded[place] for place in sorted(chosen)], problems, len(graded))
+
+
+def fewer(picked: Picked, count: int, seed: int = 0) -> Picked:
+    """At most `count` of what was picked, by the same rule; `total` stays the run's."""
+    return replace(pick(picked.label, picked.graded, picked.problems, count, seed), total=picked.total)
 
 
 def drawing(row: AnyGraded, seed: int) -> bytes:
