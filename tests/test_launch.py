@@ -111,7 +111,7 @@ def test_failure_before_the_run_starts_is_in_the_manifest(notebook, capfd):
 def test_killed_kernel_is_a_failed_run(notebook, capfd):
     outputs = notebook("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     assert main(["run", STEM]) == 1
-    assert "the kernel died" in capfd.readouterr().err
+    assert "the kernel died (out of memory?) in the cell: import os, signal; the" in capfd.readouterr().err
     assert read_manifest(outputs / "default")["status"] == "failed"
 
 

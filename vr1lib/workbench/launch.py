@@ -90,6 +90,12 @@ def run_papermill(notebook: Path, output: Path, params: Parameters, root: Path) 
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
 
+    begun: list[Any] = []
+
+    def begin(cell: Any, cell_index: int) -> None:
+        begun.append(cell)
+        tell_heading(cell)
+
     try:
         execute_notebook(
             str(notebook),
@@ -100,7 +106,7 @@ def run_papermill(notebook: Path, output: Path, params: Parameters, root: Path) 
             progress_bar=False,
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
-            on_cell_start=tell_heading,
+            on_cell_start=begin,
             extra_arguments=["--log-level=CRITICAL", f"--IPKernelApp.exec_lines={TEXT_BARS}"],
         )
     except PapermillExecutionError as error:
@@ -110,11 +116,12 @@ def run_papermill(notebook: Path, output: Path, params: Parameters, root: Path) 
             return FAILED, error.evalue
         return FAILED, failure_page(error, output)
     except DeadKernelError:
-        return FAILED, f"the kernel died (out of memory?); the notebook so far: {shown(output)}"
+        line = first_line(begun[-1].source)
+        return FAILED, f"the kernel died (out of memory?) in the cell: {line}; the notebook so far: {shown(output)}"
     return DONE, ""
 
 
-def tell_heading(cell: Any, cell_index: int) -> None:
+def tell_heading(cell: Any) -> None:
     """The story's next heading, when the execution comes to it."""
     first = cell.source.strip().split("\n")[0]
     if cell.cell_type == "markdown" and first.startswith("#"):
@@ -123,10 +130,13 @@ def tell_heading(cell: Any, cell_index: int) -> None:
 
 def failure_page(error: Any, output: Path) -> str:
     """One screen: the cell, its first line, the end of its traceback, and where the notebook lies."""
-    first_line = next((line for line in error.source.splitlines() if line.strip()), "")
     lines = COLOURS.sub("", "\n".join(error.traceback)).splitlines()[-TRACEBACK_LINES:]
-    cell = f"cell In [{error.exec_count}] failed: {first_line.strip()}"
+    cell = f"cell In [{error.exec_count}] failed: {first_line(error.source)}"
     return "\n".join([cell, *(f"    {line}" for line in lines), f"the notebook so far: {shown(output)}"])
+
+
+def first_line(source: str) -> str:
+    return next((line.strip() for line in source.splitlines() if line.strip()), "")
 
 
 def keep_last_state_of_bars(path: Path) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vr1lib.records import RequestError
-from vr1lib.workbench.launch import DONE, FAILED, INTERRUPTED, notebook_of
+from vr1lib.workbench.launch import DONE, FAILED, INTERRUPTED, first_line, notebook_of
 from vr1lib.workbench.params import Parameters, load_parameters, project_root
 from vr1lib.workbench.sweep_file import Point, Sweep, read_sweep
 from vr1lib.workbench.sweep_folder import Progress, State, claim, write_failures
@@ -218,13 +218,12 @@ class Runner:
 
 
 def running_cell(folder: Path) -> str | None:
-    """The cell that was running when a run's process or kernel died, as papermill has left it in the notebook."""
+    """The cell that was running when a run's process was killed, as papermill has left it in the notebook."""
     path = folder / "notebook.ipynb"
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.exists() else []
     for cell in cells:
         if cell["metadata"].get("papermill", {}).get("status") in ("running", "failed"):
-            lines = "".join(cell["source"]).splitlines()
-            return f"in the cell: {next((line.strip() for line in lines if line.strip()), '')}"
+            return f"in the cell: {first_line(''.join(cell['source']))}"
     return None
 
 
