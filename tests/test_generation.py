@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import socket
 from dataclasses import replace
 from typing import get_args
 
@@ -16,7 +17,7 @@ from vr1lib.benchmarks import protocol, shards
 from vr1lib.benchmarks.catalogue import BENCHMARKS
 from vr1lib.benchmarks.generation import LocalModel, ServedModel, answer_all, write_answers
 from vr1lib.benchmarks.judge import authors_verdicts, score_authors, write_verdicts
-from vr1lib.benchmarks.server import ModelServer, picture_url
+from vr1lib.benchmarks.server import ModelServer, check_reachable, picture_url
 from vr1lib.data.endpoints import Endpoint, Limits, Sampling
 from vr1lib.data.shapeworld import make_problems
 from vr1lib.data.sources import gather_pictures
@@ -400,6 +401,15 @@ def test_a_server_that_fails_midway_ends_the_run_and_nothing_is_paid_twice(tmp_p
 def test_a_server_that_takes_the_thinking_apart_or_refuses_the_key_is_told_at_once(tmp_path, problems, answer, said):
     with ChatServer(lambda body: answer) as server, pytest.raises(RequestError, match=f"{said}.*resume"):
         answer_all(served(server.url, tmp_path), problems, tmp_path)
+
+
+def test_a_server_that_is_not_there_is_told_before_anything_is_asked():
+    with ChatServer(lambda body: Answer(status=404)) as server:
+        check_reachable([Endpoint(server.url, "m")])  # whatever it says, somebody is there
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        with pytest.raises(RequestError, match="nobody answers.*start the server"):
+            check_reachable([Endpoint(f"http://127.0.0.1:{free.getsockname()[1]}/v1", "m")])
 
 
 def test_a_seed_can_be_kept_back(tmp_path, problems):

@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 from PIL import Image
 
 from vr1lib.data.calls import CallStore
@@ -34,6 +35,15 @@ class Question(NamedTuple):
     prompt: str
     images: Sequence[str]
     seed: int
+
+
+def check_reachable(endpoints: Sequence[Endpoint], timeout: float = 20.0) -> None:
+    """Raises RequestError for an endpoint where nobody answers at all: it would be waited for, again and again."""
+    for endpoint in endpoints:
+        try:
+            httpx.get(f"{endpoint.url.rstrip('/')}/models", timeout=timeout)
+        except httpx.TransportError as error:
+            raise RequestError(f"endpoint {endpoint.address}: nobody answers ({error}); start the server") from None
 
 
 class ModelServer(Endpoints):

@@ -5,7 +5,7 @@ from pathlib import Path
 from vr1lib.benchmarks.generation import TRIES, Answerer, LocalModel, ServedModel
 from vr1lib.benchmarks.judge import Judge, sampling_of_judge
 from vr1lib.benchmarks.protocol import Sampling
-from vr1lib.benchmarks.server import ModelServer
+from vr1lib.benchmarks.server import ModelServer, check_reachable
 from vr1lib.benchmarks.shards import Conditions, made_by
 from vr1lib.data import endpoints as served
 from vr1lib.models.vlm import Vlm
@@ -29,6 +29,8 @@ def load_answerer(params: BenchmarkParameters, vlm: Vlm, folder: Path) -> Answer
     }
     asked = served.Sampling(params.temperature, params.top_p, params.max_completion_tokens, extra)
     places = endpoints(params.endpoints, "endpoints", {}).endpoints
+    if not params.shards_of:
+        check_reachable(places)
     return ServedModel(ModelServer(places, asked, vlm.image_spec, vlm.prompt_spec), sampling, folder, params.in_flight)
 
 
@@ -36,6 +38,7 @@ def load_judge(params: BenchmarkParameters, folder: Path) -> Judge | None:
     if params.judge is None:
         return None
     model = endpoints([params.judge], "judge", sampling_of_judge(params.send_seed))
+    check_reachable(model.endpoints)
     return Judge(model, params.judge_asks, folder, params.in_flight)
 
 
