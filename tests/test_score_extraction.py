@@ -13,7 +13,13 @@ MORE = Wanted("option", ("greater than", "less than", "equal to"))
 CHANGES = Wanted("option", ("It would decrease", "It would increase", "It would stay the same"))
 SAMPLES = Wanted("option", ("neither; the samples weigh the same", "sample A", "sample B"))
 PICTURES = Wanted("option", ("(b)", "(a)"))
+DECREASES = Wanted("option", ("Decrease", "Slightly decrease"))
+CLOCKS = Wanted("option", ("half", "quarter", "o'clock", "quarter to", "quarter past"))
+UNSURE = Wanted("option", ("4", "8", "It cannot be determined"))
 YES_NO = Wanted("option", ("Yes", "No"))
+LARGER = Wanted("option", ("Yes", "No"), "Is the nest larger than a fist?")
+SMALLER = Wanted("option", ("Yes", "No"), "Is the nest smaller than a fist?")
+LIMIT = Wanted("integer", question="What is the limit as x goes to 1?")
 INTEGER, FLOAT, LIST = Wanted("integer"), Wanted("float"), Wanted("list")
 
 
@@ -57,6 +63,10 @@ INTEGER, FLOAT, LIST = Wanted("integer"), Wanted("float"), Wanted("list")
             "neither; the samples weigh the same",
         ),
         ("Sample B is heavier than sample A.", SAMPLES, "sample B"),
+        ("The population may decrease slightly.", DECREASES, "Slightly decrease"),
+        ("The time shown is 11:22.", CLOCKS, "quarter past"),
+        ("The time shown is 9:55.", CLOCKS, "o'clock"),
+        ("It is half past nine, so 9:45 is not far.", CLOCKS, "half"),
         ("(a)", PICTURES, "(a)"),  # MathVista's shortcut: the response is a choice
         ("It is picture (a).", PICTURES, "A"),
         ("It is a good picture, so I take b.", PICTURES, "A"),
@@ -65,6 +75,10 @@ INTEGER, FLOAT, LIST = Wanted("integer"), Wanted("float"), Wanted("list")
         ("The pizza is not cut in half.", YES_NO, "No"),
         ("The curve does not have a maximum.", YES_NO, "No"),
         ("It is not clear, but the curve is even.", YES_NO, "Yes"),
+        ("The nest is smaller than a fist.", LARGER, "No"),
+        ("The nest is smaller than a fist.", SMALLER, "Yes"),
+        ("The nest is smaller than a fist.", YES_NO, "Yes"),
+        ("The two have the same size.", SMALLER, "No"),
     ],
 )
 def test_a_response_chooses_an_option(response, wanted, answer):
@@ -106,6 +120,8 @@ def test_a_response_chooses_an_option(response, wanted, answer):
         (f"It is 1/{'9' * 3000}.", FLOAT, "0.0"),
         ("The peak was between 2007 and 2008, or [2007, 2008].", LIST, "[2007, 2008]"),
         ("Between 2007 and 2008.", LIST, "[2007, 2008]"),
+        ("The limit is 7. In other words, y goes up as x goes to 1.", LIMIT, "7"),
+        ("The limit is 1.", LIMIT, "1"),
     ],
 )
 def test_a_response_states_a_number(response, wanted, answer):
@@ -115,22 +131,25 @@ def test_a_response_states_a_number(response, wanted, answer):
 @pytest.mark.parametrize(
     ("response", "wanted", "answer"),
     [
-        ("However, none of the options match this calculation.", ANGLES, "none of the options match this calculation."),
+        ("However, none of the options match this calculation.", ANGLES, "N/A"),
+        ("Without the total a specific answer cannot be given.", INTEGER, "N/A"),
+        ("The picture does not say it. The answer cannot be determined.", UNSURE, "It cannot be determined"),
         ("The image does not provide the angle.", ANGLES, "N/A"),
         ("题目出现了错误", ANGLES, "N/A"),
         ("The image does not say how many of the 12 were born after 1945, so it cannot be determined.", INTEGER, "N/A"),
         ("The image does not provide the years.", LIST, "N/A"),
         ("I cannot identify people in images, nor the year 1945.", INTEGER, "N/A"),
         (
-            "The picture does not show a pizza. Therefore, the question cannot be answered.",
+            "The picture does not show the number of pizzas. Therefore, the question cannot be answered.",
             YES_NO,
             "Cannot be determined",
         ),
+        ("The picture does not show a pizza. Therefore, the question cannot be answered.", YES_NO, "N/A"),
         ("The image does not contain a curve.", YES_NO, "N/A"),
         ("", ANGLES, ""),
     ],
 )
-def test_a_refusal_gives_words(response, wanted, answer):
+def test_a_refusal_gives_no_answer(response, wanted, answer):
     assert extract(response, wanted) == answer
 
 
@@ -172,7 +191,7 @@ HOSTILE = "a|1|(A)|answer is |no |<answer>|\\boxed{|. |is |\n| |1,|, |=|(|\\frac
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_response_of_any_length_is_read_in_little_time(text, time_limit_s=1.0):
-    for wanted in (SHAPES, ANGLES, YES_NO, INTEGER, Wanted("text")):
+    for wanted in (SHAPES, ANGLES, LARGER, CLOCKS, LIMIT, Wanted("text")):
         started = time.process_time()
         assert isinstance(extract("x" + text * (1_000_000 // len(text)), wanted), str)
         assert time.process_time() - started < time_limit_s

@@ -86,7 +86,7 @@ def groups(problem: Problem) -> dict[str, list[str]]:
 
 def wanted(problem: Problem) -> Wanted:
     kinds = {"float": "float", "multiple choice": "option"}
-    return Wanted(kinds.get(problem.meta["answer_type"], "text"))
+    return Wanted(kinds.get(problem.meta["answer_type"], "text"), question=problem.question)
 
 
 def own_form(response: str) -> str | None:

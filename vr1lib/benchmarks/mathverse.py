@@ -90,7 +90,7 @@ def groups(problem: Problem) -> dict[str, list[str]]:
 
 def wanted(problem: Problem) -> Wanted:
     if problem.meta["question_type"] == "multi-choice":
-        return Wanted("option", tuple(problem.choices or problem.meta["choices"] or ()))
+        return Wanted("option", tuple(problem.choices or problem.meta["choices"] or ()), problem.question)
     return Wanted("text")
 
 

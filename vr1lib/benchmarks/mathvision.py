@@ -89,7 +89,7 @@ def groups(problem: Problem) -> dict[str, list[str]]:
 
 def wanted(problem: Problem) -> Wanted:
     if groups(problem)["answer"] == ["options"]:
-        return Wanted("option", tuple(problem.choices or ()))
+        return Wanted("option", tuple(problem.choices or ()), problem.question)
     return Wanted("text")
 
 

@@ -156,9 +156,9 @@ def is_right(extraction: Any, problem: Problem) -> bool:
 
 def wanted(problem: Problem) -> Wanted:
     if problem.meta["question_type"] == "multi_choice":
-        return Wanted("option", tuple(problem.choices or ()))
+        return Wanted("option", tuple(problem.choices or ()), problem.question)
     kind = problem.meta["answer_type"]
-    return Wanted(kind if kind in ("integer", "float", "list") else "text")
+    return Wanted(kind if kind in ("integer", "float", "list") else "text", question=problem.question)
 
 
 # -------------------------------------------------------------------------------------------------------------- scores

@@ -63,21 +63,19 @@ def compared(sentence: str) -> Iterator[str]:
 
 # ------------------------------------------------------------------------------------------------------------- refusals
 
-_NONE_FITS = re.compile(
-    r"(?:none|neither|not any) of the (?:\w+ ){0,3}(?:above|answers?|options?|choices?|listed|given|provided)|"
-    r"\bno (?:correct )?(?:option|choice)s?\b",
-    re.IGNORECASE,
-)
 _UNDETERMINED = re.compile(
     r"(?:cannot|can't|could not) (?:be )?(?:\w+ly )?(?:determine|answered)|(?:im|not )possible to determine",
     re.IGNORECASE,
 )
+_OPEN = re.compile(r"\b(?:numbers?|whether|determine if|to determine)\b", re.IGNORECASE)
 _UNABLE = re.compile(
     r"(?:is|are|was|were|be)(?:\s?not|n't) (?:\w+ ){0,3}(?:provided|given|available|listed|shown|clear\b|specified|"
     r"possible|enough (?:info|data)|answered|an option|among|in the (?:options|choices|image|picture)|determin)|"
     r"(?:cannot|can't|can not|could not|couldn't|unable to|impossible to) (?:\w+ ){0,3}(?:determin|answer|provid|"
-    r"extract|find|calculat|solv|help|identif|tell)|insufficient|no information|not enough (?:info|data)|"
-    r"mistake in the|more information|(?:选项|题目).{0,12}(?:错|误|没有|不正确)",
+    r"extract|find|calculat|solv|help|identif|tell|be given)|insufficient|no information|not enough (?:info|data)|"
+    r"mistake in the|more information|(?:选项|题目).{0,12}(?:错|误|没有|不正确)|"
+    r"(?:none|neither|not any) of the (?:\w+ ){0,3}(?:above|answers?|options?|choices?|listed|given|provided)|"
+    r"\bno (?:correct )?(?:option|choice)s?\b",
     re.IGNORECASE,
 )
 _LACKS = re.compile(
@@ -85,7 +83,8 @@ _LACKS = re.compile(
     re.IGNORECASE,
 )
 _LACKING = re.compile(
-    r"\b(?:image|picture|photo|figure|response|text|graph|chart|table|diagram|question|problem|description|calculation|result|answer|context|information|data|options?|choices?|i)\b",
+    r"\b(?:image|picture|photo|figure|response|text|graph|chart|table|diagram|question|problem|description|calculation|"
+    r"result|answer|context|information|data|options?|choices?|i)\b",
     re.IGNORECASE,
 )
 
@@ -102,18 +101,17 @@ def _no_answer(part: str) -> bool:
 
 
 def refusal(parts: list[str]) -> str:
-    """The words in which one of the last sentences says that there is no answer; "N/A" where they say no more."""
-    parts = _last_words(parts)
-    for part in parts:
-        if match := _NONE_FITS.search(part):
-            return part[match.start() :]
-    return "N/A" if any(map(_no_answer, parts)) else ""
+    """What stands for an answer ("N/A") if one of the last sentences says that there is none, else an empty text."""
+    return "N/A" if any(map(_no_answer, _last_words(parts))) else ""
 
 
 def undecided(parts: list[str]) -> str:
-    """Like `refusal`, for a yes or no."""
+    """Like `refusal`, for a yes or no: "Cannot be determined" where only a number is missing, or whether it is so.
+
+    Where a picture has nothing of what is asked about, a question does not apply to it.
+    """
     for part in _last_words(parts):
-        if _UNDETERMINED.search(part):
+        if _UNDETERMINED.search(part) and _OPEN.search(" ".join(parts)):
             return "Cannot be determined"
         if _no_answer(part):
             return "N/A"
@@ -167,10 +165,14 @@ def plain_number(text: str) -> str:
     return text.replace(",", "")
 
 
-def answer_number(parts: list[str]) -> str:
-    """The number that the weightiest sentence with one states; mere lists of numbers are asked last."""
+def answer_number(parts: list[str], question: str = "") -> str:
+    """The number that the weightiest sentence with one states; of two, rather one that the question does not state.
+
+    Mere lists of numbers are asked last.
+    """
     weighed = by_weight(parts, reasons_follow=False)
-    weighed.sort(key=_lists)
+    given = set(map(plain_number, NUMBER.findall(question)))
+    weighed.sort(key=lambda part: (_lists(part), stated_number(part) in given))
     return next(filter(None, map(stated_number, weighed)), "")
 
 

@@ -64,7 +64,7 @@ def query(problem: Problem) -> str:
 
 
 def wanted(problem: Problem) -> Wanted:
-    return Wanted("option", tuple(problem.choices)) if problem.choices else Wanted("text")
+    return Wanted("option", tuple(problem.choices), problem.question) if problem.choices else Wanted("text")
 
 
 def is_right(extraction: Any, problem: Problem) -> bool:

@@ -69,7 +69,7 @@ def groups(problem: Problem) -> dict[str, list[str]]:
 
 
 def wanted(problem: Problem) -> Wanted:
-    return Wanted("option", tuple(problem.choices or ()))
+    return Wanted("option", tuple(problem.choices or ()), problem.question)
 
 
 def own_form(response: str) -> str | None:
