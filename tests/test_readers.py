@@ -429,6 +429,96 @@ def test_polymath_as_a_folder_of_pictures_with_a_table(tmp_path):
     assert reasons(loaded) == ["picture missing"]
 
 
+# ------------------------------------------------------------------------------------------------- a table of one's own
+
+
+def own_table(folder: Path, *lines: str, name: str = "mine.csv", encoding: str = "utf-8") -> Path:
+    picture(folder / "photos/a.png")
+    picture(folder / "photos/b.png", "blue")
+    (folder / name).write_text("\n".join(lines) + "\n", encoding=encoding)
+    return folder / name
+
+
+def test_a_table_of_ones_own_becomes_problems_called_like_it(tmp_path):
+    path = own_table(
+        tmp_path,
+        "\ufeffQuestion, Image ,answer,Choices,solution,group,task,taken by",
+        '"How long is it, in cm?",photos/a.png,12,,Measure it.,scene 1,length,Ann',
+        "Which is bigger?,photos/a.png|photos/b.png,B,the red one | the blue one,,scene 1,,",
+        "What is 2 + 2?,,4,,,,,",
+    )
+    first, second, third = load(path).problems
+    assert (first.id, first.source, first.split, first.answer) == ("mine-1", "mine", "all", "12")
+    assert first.images == [str(tmp_path / "photos/a.png")] and first.question == "How long is it, in cm?"
+    assert first.meta == {
+        "solution": "Measure it.", "group": "scene 1", "task": "length", "more": {"taken by": "Ann"}
+    }  # fmt: skip
+    assert [Path(image).name for image in second.images] == ["a.png", "b.png"]
+    assert (second.choices, second.meta) == (["the red one", "the blue one"], {"group": "scene 1"})
+    assert (third.images, third.choices) == ([], None)
+
+
+def test_a_folder_with_one_table_and_its_pictures_is_that_table(tmp_path):
+    own_table(tmp_path, "id,image,question,answer", "q7,photos/a.png,Which colour?,red")
+    assert [problem.id for problem in load(tmp_path).problems] == ["q7"]
+    own_table(tmp_path, "image,question,answer", name="second.csv")
+    with pytest.raises(RequestError, match="holds the files of none of our sources"):
+        load(tmp_path)
+
+
+def test_rows_of_a_table_that_cannot_be_used_are_rejects_with_reasons(tmp_path):
+    path = own_table(
+        tmp_path,
+        "image,question,answer,choices",
+        "photos/a.png,What, exactly, is it?,red,",
+        "photos/a.png,What is it?",
+        "photos/none.png,What is it?,red,",
+        "../outside.png,What is it?,red,",
+        "photos/a.png,,red,",
+        "photos/a.png,What is it?,,",
+        "photos/a.png,Which?,C,one|two",
+        "photos/a.png,Which?,one,one|two",
+    )
+    loaded = load(path)
+    assert reasons(loaded) == [
+        "cells and columns differ",
+        "cells and columns differ",
+        "picture missing",
+        "path leaves the folder",
+        "no question",
+        "no answer",
+        "gold names no option",
+    ]
+    assert [problem.id for problem in loaded.problems] == ["mine-8"]
+    latin = own_table(
+        tmp_path, "image,question,answer", "photos/a.png,Größe?,3", name="latin.csv", encoding="iso-8859-1"
+    )
+    assert reasons(load(latin)) == ["not UTF-8 text"]
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("picture,question,answer", "no column 'image' among picture, question, answer; add or rename one"),
+        ("image;question;answer", "no column 'image' among image;question;answer; add or rename one; separate columns"),
+        ("image,question,answer,answer", "column 'answer' occurs twice"),
+    ],
+)
+def test_a_table_with_other_columns_is_one_line_naming_them(tmp_path, header, said):
+    with pytest.raises(RequestError, match=said):
+        load(own_table(tmp_path, header, "1,2,3,4"))
+
+
+def test_a_table_that_is_not_there_is_said_to_be_missing(tmp_path):
+    with pytest.raises(RequestError, match="none.csv': no such file"):
+        load(tmp_path / "none.csv")
+
+
+def test_a_table_called_like_a_data_sets_file_is_known_by_its_columns(tmp_path):
+    own_table(tmp_path, "image,question,answer", "photos/a.png,Which colour?,red", name="testmini.csv")
+    assert load(tmp_path / "testmini.csv").problems[0].source == "testmini"
+
+
 # ------------------------------------------------------------------------------------------------------------- SceMQA
 
 GOLD = "Answer (final answer highlighted)"

@@ -33,6 +33,7 @@ from vr1lib.data.readers.pictures import SUFFIXES, file_name, picture_format
 from vr1lib.data.readers.polymath import POLYMATH
 from vr1lib.data.readers.rows import Place, Reject, RowFault, Source, file_rows
 from vr1lib.data.readers.scemqa import SCEMQA
+from vr1lib.data.readers.table import is_table, table
 from vr1lib.data.readers.vision_r1_cold import VISION_R1_COLD
 from vr1lib.data.readers.wemath import WEMATH, split_options
 from vr1lib.prompts import OPTION_LETTERS, prompt_parts
@@ -109,7 +110,8 @@ def load(
     """The problems of a source, or of a Problem .jsonl file.
 
     `name_or_path`: a source's name, with `data_root`, the folder that holds the source's folder or is it; a folder in
-    a source's format, or one of its files; a source's id on the hub, which is downloaded; or a Problem .jsonl.
+    a source's format, or one of its files; a table of one's own (.csv, readers/table.py) or the folder that holds it;
+    a source's id on the hub, which is downloaded; or a Problem .jsonl.
     `split` picks the source's own files (default: what the paper used), or the problems of that split in a .jsonl.
     `limit` stops after so many problems. `panels` is a folder for pictures that the source has in no file of their
     own: pieces of stacked ones (whole without it) and those inside a parquet (`pictures/` beside it without it).
@@ -208,6 +210,8 @@ def locate(name_or_path: str | Path, data_root: str | Path | None = None, split:
         return _recognised(path, split)
     if path.is_file():
         return _recognised_file(path, split)
+    if path.suffix == ".csv":
+        raise RequestError(f"source {name!r}: no such file; give the path of a table of problems (docs/own_data.md)")
     on_hub = {source.hub.lower(): source for source in SOURCES.values()}
     if name.lower() in on_hub:
         source = on_hub[name.lower()]
@@ -215,7 +219,7 @@ def locate(name_or_path: str | Path, data_root: str | Path | None = None, split:
     known = ", ".join(SOURCES)
     raise RequestError(
         f"source {name!r} is unknown; give one of {known}, a folder in the format of one, its id on the hub, or a path "
-        "that ends in .jsonl"
+        "that ends in .jsonl or .csv"
     )
 
 
@@ -236,6 +240,8 @@ def _recognised(folder: Path, split: str | None) -> Found:
     fitting = by_name or [source for source in SOURCES.values() if source.find(folder, split)]
     if len(fitting) > 1 and all(source.extracts for source in fitting):  # parquet columns tell them apart
         fitting = [POLYMATH if _has_polymath_columns(fitting[0].find(folder, split)[0]) else VISION_R1_RL]
+    if not fitting and len(tables := sorted(folder.glob("*.csv"))) == 1:
+        return _recognised_file(tables[0], split)
     if len(fitting) != 1:
         names = ", ".join(source.name for source in fitting) or "none"
         raise RequestError(f"{folder}: holds the files of {names} of our sources; name the source and give 'data_root'")
@@ -243,13 +249,17 @@ def _recognised(folder: Path, split: str | None) -> Found:
 
 
 def _recognised_file(path: Path, split: str | None) -> Found:
-    """One file of a source: a parquet by its columns, another by its name."""
+    """One file of a source: a parquet or a table of one's own by its columns, another by its name."""
     if path.suffix == ".parquet":
         source = POLYMATH if _has_polymath_columns(path) else VISION_R1_RL
         return Found(source, path.parent, split or path.stem, [path])
+    if path.suffix == ".csv" and is_table(path):
+        return Found(table(path), path.parent, split or "all", [path])
     for source in SOURCES.values():
         if path in source.find(path.parent, split):
             return Found(source, path.parent, split or source.default_split, [path])
+    if path.suffix == ".csv":
+        return Found(table(path), path.parent, split or "all", [path])  # says which column is missing
     raise RequestError(f"{path}: is called like no file of our sources; name the source and give 'data_root'")
 
 
