@@ -8,7 +8,7 @@ from PIL import Image
 from synthetic_runs import completion_of, synthetic_problems, write_benchmark_run, write_training_run
 
 from vr1lib.analysis import browser
-from vr1lib.analysis.browser import browser_html, fewer, pick, srcdoc, write_browser
+from vr1lib.analysis.browser import browser_html, fewer, pick, pick_runs, srcdoc, write_browser
 from vr1lib.analysis.page import write_page
 from vr1lib.records import write_jsonl
 
@@ -111,7 +111,7 @@ def test_too_many_completions_are_drawn_evenly_over_verdict_and_length(problems)
     assert places == sorted(places)
     assert picked == pick("CI", graded, by_id(problems), count=120)
     assert picked.graded != pick("CI", graded, by_id(problems), count=120, seed=1).graded
-    few = fewer(picked, 30)
+    (few,) = fewer([picked], 30)
     assert (len(few.graded), few.total) == (30, 2000)
     html = "".join(browser_html([picked]))
     assert "120 of 2,000 completions are here, drawn evenly over verdict, length" in html
@@ -123,6 +123,26 @@ def test_two_models_show_the_same_problems(problems):
     ]
     first, second = (pick(label, samples, count=90) for label in ("CI", "Vision-R1"))
     assert {row.problem_id for row in first.graded} == {row.problem_id for row in second.graded}
+
+
+def test_small_runs_leave_their_places_to_large_ones(problems):
+    runs = [(f"run {count}", many(problems, count), by_id(problems)) for count in (400, 12, 300)]
+    assert [(run.label, len(run.graded), run.total) for run in pick_runs(runs, most=212)] == [
+        ("run 400", 100, 400),
+        ("run 12", 12, 12),
+        ("run 300", 100, 300),
+    ]
+    assert pick_runs([]) == []
+
+
+def test_a_control_of_the_same_problem_shows_its_own_picture(problems, tmp_path):
+    Image.new("RGB", (64, 64), "grey").save(tmp_path / "blank.png")
+    blind = problems[0].model_copy(update={"images": [str(tmp_path / "blank.png")]})
+    row = completion_of(problems[0], True, 1)
+    runs = [("asked", [row], by_id(problems)), ("blind", [row], {blind.id: blind})]
+    data = data_of("".join(browser_html(pick_runs(runs))))
+    pictures = [data["problems"][row["problem"]]["pictures"] for row in data["rows"]]
+    assert len(data["problems"]) == 2 and pictures[0] != pictures[1]
 
 
 def test_a_page_keeps_its_byte_budgets(problems, monkeypatch):

@@ -28,6 +28,9 @@ HEAD_CHARACTERS, TAIL_CHARACTERS = 3_000, 2_000  # of a longer text: how it begi
 SCRIPT = Path(__file__).with_name("browser.js")
 
 
+Run = tuple[str, Sequence[AnyGraded], Mapping[str, Problem]]  # label, completions, problems by id
+
+
 @dataclass(frozen=True)
 class Picked:
     """Completions of one run chosen to be shown, in the order of its file; `total` is how many it has."""
@@ -60,9 +63,21 @@ def pick(
     return Picked(label, [graded[place] for place in sorted(chosen)], problems, len(graded))
 
 
-def fewer(picked: Picked, count: int, seed: int = 0) -> Picked:
-    """At most `count` of what was picked, by the same rule; `total` stays the run's."""
-    return replace(pick(picked.label, picked.graded, picked.problems, count, seed), total=picked.total)
+def pick_runs(runs: Sequence[Run], most: int = MOST, seed: int = 0) -> list[Picked]:
+    """At most `most` completions of several runs: all of a small run, and equal numbers of the others."""
+    places = sorted(range(len(runs)), key=lambda place: len(runs[place][1]))
+    picked: dict[int, Picked] = {}
+    for left, place in zip(range(len(runs), 0, -1), places):
+        label, graded, problems = runs[place]
+        picked[place] = pick(label, graded, problems, most // left, seed)
+        most -= len(picked[place].graded)
+    return [picked[place] for place in range(len(runs))]
+
+
+def fewer(picked: Sequence[Picked], most: int, seed: int = 0) -> list[Picked]:
+    """At most `most` of what was picked, by the same rule; each `total` stays its run's."""
+    again = pick_runs([(run.label, run.graded, run.problems) for run in picked], most, seed)
+    return [replace(run, total=before.total) for run, before in zip(again, picked)]
 
 
 def drawing(row: AnyGraded, seed: int) -> bytes:
@@ -76,23 +91,19 @@ def browser_html(picked: Sequence[Picked], seed: int = 0) -> list[str]:
     everything.sort(key=lambda item: drawing(item[2], seed))
     texts = Budget(TEXT_BYTES)
     pictures = Pictures(Budget(PICTURE_BYTES))
-    problems: dict[str, dict[str, Any]] = {}
+    problems: dict[str, dict[str, Any]] = {}  # by their own JSON: a control asks the same id with other pictures
     rows = []
     for run, place, row in everything:
-        problem = run.problems.get(row.problem_id)
-        if row.problem_id not in problems:
-            entry = problem_entry(problem, row.problem_id, pictures)
-            if not texts.take(in_script(entry)):
-                continue
-            problems[row.problem_id] = entry
-        entry = row_entry(run.label, row)
-        if texts.take(in_script(entry)):
-            rows.append((picked.index(run), place, {"problem": row.problem_id, **entry}))
+        problem = problem_entry(run.problems.get(row.problem_id), row.problem_id, pictures)
+        key, entry = in_script(problem), row_entry(run.label, row)
+        if texts.take(in_script(entry) + ("" if key in problems else key)):
+            problems[key] = problem
+            rows.append((picked.index(run), place, key, entry))
     rows.sort(key=lambda item: item[:2])
-    places = {problem_id: place for place, problem_id in enumerate(dict.fromkeys(row["problem"] for *_, row in rows))}
+    places = {key: place for place, key in enumerate(dict.fromkeys(key for _, _, key, _ in rows))}
     data = {
-        "rows": [row | {"place": place, "problem": places[row["problem"]]} for place, (*_, row) in enumerate(rows)],
-        "problems": [problems[problem_id] for problem_id in places],
+        "rows": [row | {"place": place, "problem": places[key]} for place, (_, _, key, row) in enumerate(rows)],
+        "problems": [problems[key] for key in places],
         "pictures": list(pictures.urls),
     }
     return [
@@ -208,10 +219,11 @@ class Pictures:
 
 def write_browser(run_folders: Sequence[str | Path], out: str | Path, seed: int = 0) -> Path:
     """The completions of run folders as one page. Raises RequestError for a folder without completions."""
-    picked = []
+    runs = []
     for folder in map(Path, run_folders):
         saved = load_saved(folder)
-        picked.append(pick(label_of(folder), saved.graded, saved.problems, MOST // len(run_folders), seed))
+        runs.append((label_of(folder), saved.graded, saved.problems))
+    picked = pick_runs(runs, seed=seed)
     return write_page(out, f"Completions: {', '.join(run.label for run in picked)}", browser_html(picked, seed))
 
 

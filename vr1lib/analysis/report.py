@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vr1lib.analysis.browser import MOST, Picked, browser_html, label_of, pick
+from vr1lib.analysis.browser import Picked, browser_html, label_of, pick_runs
 from vr1lib.analysis.comparisons import Comparison, unlike_warnings
 from vr1lib.analysis.completions import load_saved
 from vr1lib.analysis.figures import metric_curves
@@ -120,9 +120,10 @@ def pairs_html(comparisons: Sequence[Comparison]) -> list[str]:
 
 def beside_html(models: Sequence[ScoredModel]) -> list[str]:
     """Protocols, samples, controls and clean subsets, as far as the runs have them, and every score by group."""
-    sections = []
-    for what, table in side_by_side(models).values():
-        sections += [f"<h2>{escape(table.title)}</h2>", f"<p>{escape(what)}</p>", to_html(table)]
+    beside = side_by_side(models).values()
+    sections = ["<h2>What else the score owes to</h2>"] if beside else []
+    for what, table in beside:
+        sections += [to_html(table), f"<p><small>{escape(what)}</small></p>"]
     if models:
         sections += [
             "<h2>By group</h2>",
@@ -201,17 +202,17 @@ def write_run_report(run_folders: Sequence[Path], out: Path) -> Path:
     """One page over any run folders. Raises RequestError for a folder without a manifest."""
     if not run_folders:
         raise RequestError("report: no run folder is given; give at least one, such as outputs/30_ptst_grpo/demo")
-    sections, picked = [], []
+    sections, runs = [], []
     for folder in map(Path, run_folders):
         manifest = read_json(folder / "manifest.json", "give a run folder, such as outputs/30_ptst_grpo/demo")
         sections.append(f"<h1>{escape(str(manifest.get('stem')))} · {escape(str(manifest.get('run')))}</h1>")
         sections += run_sections(folder, manifest)
         if (folder / "completions.jsonl").is_file():
             saved = load_saved(folder)
-            picked.append(pick(label_of(folder), saved.graded, saved.problems, MOST // len(run_folders)))
+            runs.append((label_of(folder), saved.graded, saved.problems))
             sections.append(f"<h2>Completions</h2><p>{escape(completions_sentence(saved.graded))}</p>")
-    if any(run.graded for run in picked):
-        sections += ["<h1>Completions</h1>", *browser_html(picked)]
+    if any(graded for _, graded, _ in runs):
+        sections += ["<h1>Completions</h1>", *browser_html(pick_runs(runs))]
     names = ", ".join(Path(folder).name for folder in run_folders)
     return write_page(out, f"Runs: {names}", sections, heading=False)
 
