@@ -124,6 +124,32 @@ def test_report_needs_run_folders(home, capsys):
     assert "no run folder" in capsys.readouterr().err
 
 
+def test_replay_and_browse_reach_their_modules(home, capsys, monkeypatch):
+    problem = {
+        "id": "p",
+        "images": [],
+        "question": "2 + 2?",
+        "answer": "4",
+        "choices": None,
+        "source": "t",
+        "split": "t",
+    }
+    said = {"problem_id": "p", "sample": 0, "step": 0, "stage": 0, "text": RIGHT, "tokens": 9, "finish": "stop"}
+    verdict = {"logprob": -1.0, "reward": 0.0, "format_ok": True, "answer_ok": False, "extracted": "4", "reason": ""}
+    (home / "problems.jsonl").write_text(json.dumps(problem))
+    (home / "completions.jsonl").write_text(json.dumps(said | verdict))
+    arguments = ["--problems", "problems.jsonl", "--reward", "hard", "--out", "out.json"]
+    assert main(["replay", "completions.jsonl", *arguments, "--json"]) == 0
+    assert '"p"' in (home / "out.json").read_text()
+    assert main(["replay", "nothing"]) == main(["browse", "nothing"]) == 2
+    assert capsys.readouterr().err.count("no run folder") == 2
+    (home / "outputs/40_benchmark/a").mkdir(parents=True)
+    (home / "outputs/40_benchmark/a/manifest.json").write_text("{}")
+    monkeypatch.setattr("vr1lib.analysis.browser.write_browser", lambda folders, out: out)
+    assert main(["browse", "40_benchmark/a"]) == 0
+    assert capsys.readouterr().out.strip() == str(home / "outputs/40_benchmark/a/browser.html")
+
+
 def test_doctor_tells_what_fits(home, capsys):
     for stem, name, text in [
         ("20_cold_sft", "demo", "model: tiny\n"),
