@@ -138,6 +138,15 @@ def test_several_samples_count_by_problem(problems):
     assert sum(cell["n"] for cell in row["by"]["family"].values()) == 3
 
 
+def test_what_a_control_left_as_it_was_is_counted(problems):
+    for problem, done in zip(problems, ({"not_applied": "no choices"}, {"not_applied": "no choices"}, {"order": "BA"})):
+        problem.meta["control"] = {"name": "shuffled_options", **done}
+    graded = [completion_of(problem, right=True, passes=1) for problem in problems]
+    row = score_row(problems, graded, control="shuffled_options")
+    assert (row["control"], row["control_not_applied"], row["n"]) == ("shuffled_options", {"no choices": 2}, 12)
+    assert "control_not_applied" not in score_row(problems, graded)
+
+
 def test_verdicts_of_another_protocol_replace_the_rewards(problems):
     graded = [completion_of(problem, right=False, passes=1) for problem in problems[:4]]
     row = score_row(problems[:4], graded, protocol="authors", verdicts=[True, True, True, False], tries=5)

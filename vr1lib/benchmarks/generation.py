@@ -231,12 +231,9 @@ class Answers:
         return [row for problem in problems for row in by_problem[problem.id]]
 
     def winners(self) -> dict[str, tuple[int, Completion]]:
-        """For each problem the try that the authors' runner keeps, and its number."""
+        """For each problem the try that the authors' runner keeps, its last (none follows a closed one), and its number."""
         kept: dict[str, tuple[int, Completion]] = {row.problem_id: (1, row) for row in self.graded if row.sample == 0}
-        for row in self.retries:
-            if ANSWER_CLOSE not in kept[row.problem_id][1].text:
-                kept[row.problem_id] = (row.step, row)
-        return kept
+        return kept | {row.problem_id: (row.step, row) for row in self.retries}
 
 
 def write_answers(answers: Answers, folder: Path) -> None:

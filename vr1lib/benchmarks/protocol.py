@@ -211,6 +211,7 @@ def score(
         "benchmark": selection.benchmark,
         "protocol": protocol,
         "control": control,
+        **({} if control == "none" else {"control_not_applied": not_applied(selection.problems)}),
         "samples": samples,
         **accuracy(right, interval),
         **(of_several(selection.problems, by_problem, right) if samples > 1 else {}),
@@ -231,6 +232,12 @@ def score(
         "image_spec": image_spec,
         "prompt_spec": prompt_spec,
     }
+
+
+def not_applied(problems: Iterable[Problem]) -> dict[str, int]:
+    """How many problems a control could not be wholly applied to, by reason; they are scored as they are."""
+    reasons = (problem.meta.get("control", {}).get("not_applied") for problem in problems)
+    return dict(Counter(filter(None, reasons)).most_common())
 
 
 def of_several(
