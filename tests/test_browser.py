@@ -1,6 +1,7 @@
 import json
 import shutil
 import subprocess
+from collections import Counter
 from html.parser import HTMLParser
 
 import pytest
@@ -79,6 +80,7 @@ def test_no_text_of_a_completion_breaks_out(problems, tmp_path):
     html = "".join(browser_html([pick(HOSTILE, [row], {HOSTILE: problem})]))
     page = Scripts(html)
     assert len(page.scripts) == 2 and "img" not in page.tags and page.sources == []
+    assert not set("<>&") & set(page.scripts[0])
     (shown,) = json.loads(page.scripts[0])["rows"]
     assert shown["text"] == shown["model"] == shown["reason"] == HOSTILE
     assert "innerHTML" not in page.scripts[1] and "insertAdjacentHTML" not in page.scripts[1]
@@ -117,6 +119,12 @@ def test_too_many_completions_are_drawn_evenly_over_verdict_and_length(problems)
     assert "120 of 2,000 completions are here, drawn evenly over verdict, length" in html
 
 
+def test_every_third_by_length_has_as_many_places(problems):
+    graded = [completion_of(problems[place % 12], True, 1 + place % 3) for place in range(600)]
+    graded = [row.model_copy(update={"sample": place}) for place, row in enumerate(graded)]
+    assert Counter(row.tokens for row in pick("CI", graded, count=30).graded) == {15: 10, 30: 10, 45: 10}
+
+
 def test_two_models_show_the_same_problems(problems):
     samples = [
         row.model_copy(update={"problem_id": f"p{place}"}) for place, row in enumerate(many(problems, 900, right=1))
@@ -149,11 +157,13 @@ def test_a_page_keeps_its_byte_budgets(problems, monkeypatch):
     monkeypatch.setattr(browser, "TEXT_BYTES", 200_000)
     monkeypatch.setattr(browser, "PICTURE_BYTES", 2_000)
     graded = [row.model_copy(update={"text": "é" * 20_000}) for row in many(problems, 12)]
-    html = "".join(browser_html([pick("CI", graded, by_id(problems))]))
+    asked = [problem.model_copy(update={"question": "é" * 4_000}) for problem in problems]
+    html = "".join(browser_html([pick("CI", graded, by_id(asked))]))
     data = data_of(html)
     assert sum(map(len, data["pictures"])) <= 2_000 and "beyond the size of a page)" in html
     assert 0 < len(data["rows"]) < 12 and f"{len(data['rows'])} of 12 completions" in html
-    assert sum(len(json.dumps(row)) for row in data["rows"]) <= 200_000 + 200 * len(data["rows"])
+    spent = sum(len(json.dumps(item)) for part in ("rows", "problems") for item in data[part])
+    assert spent <= 200_000 + 200 * len(data["rows"])
     assert "[… 15,000 characters …]" in data["rows"][0]["text"]
 
 

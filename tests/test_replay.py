@@ -70,6 +70,14 @@ def test_half_a_point_for_the_format_makes_an_all_wrong_group_teach(run):
     assert half["by_stage"][1]["groups"]["teaching_after"] == 0
 
 
+def test_an_advantage_that_turns_is_counted(tmp_path, problems):
+    group = [UNCLOSED, UNCLOSED, UNCLOSED, "wrong", "right"]  # the wrong one: 0 below a mean of 0.2, ½ above one of 0.3
+    folder = training_folder(tmp_path / "30_ptst_grpo/turn", problems, [group])
+    write_jsonl(tmp_path / "golds.jsonl", [problem.model_copy(update={"images": []}) for problem in problems])
+    groups = replay(load_saved(folder, tmp_path / "golds.jsonl"), reward="format_plus_result")["groups"]
+    assert groups["sign_reversed_share"] == groups["sign_changed_share"] == pytest.approx(1 / 5)
+
+
 def test_the_benchmarks_own_reading_lets_the_format_go(run):
     official = replay(load_saved(run), protocol="official")
     (move,) = official["moves"]
@@ -125,9 +133,12 @@ def test_without_a_choice_a_run_is_graded_under_its_own_reward(tmp_path, problem
     assert json.loads(capsys.readouterr().out)["grader"] == "reward format_plus_result"
 
 
-def test_a_benchmark_run_brings_its_own_problems(tmp_path, problems):
+def test_a_benchmark_run_brings_its_own_problems_and_protocol(tmp_path, problems, capsys):
     folder = write_benchmark_run(tmp_path / "40_benchmark/CI", "CI", problems, right=0.5, passes=3)
-    assert replay(load_saved(folder))["unchanged"] == len(problems)
+    replay_command(folder, as_json=True)
+    again = json.loads(capsys.readouterr().out)
+    assert (again["before"], again["grader"]) == ("protocol strict", "protocol strict")
+    assert again["unchanged"] == len(problems)
 
 
 def test_reasons_lose_the_values_they_compared():

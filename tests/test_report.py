@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import pytest
 from synthetic_runs import synthetic_problems, write_benchmark_run, write_training_run
@@ -8,13 +9,13 @@ from vr1lib.analysis import figures
 from vr1lib.analysis.browser import pick
 from vr1lib.analysis.comparisons import compare_all
 from vr1lib.analysis.findings import findings
-from vr1lib.analysis.page import Picture, html_table, thumbnail
+from vr1lib.analysis.page import Picture, figure_html, html_table, thumbnail
 from vr1lib.analysis.paper_tables import table_1, table_4
 from vr1lib.analysis.report import examples_html, notes_html, write_report, write_run_report
 from vr1lib.analysis.runs import load_scored_model, load_training_run
 from vr1lib.analysis.side_by_side import control_rows, sample_rows, side_by_side
 from vr1lib.analysis.tables import summary
-from vr1lib.records import RequestError, write_jsonl
+from vr1lib.records import Graded, RequestError, read_jsonl, write_jsonl
 
 HOSTILE = "<script>alert(1)</script><img src=http://evil.example/x.png>"
 
@@ -121,13 +122,18 @@ def test_examples_take_turns_among_the_patterns_of_who_is_right(models):
     assert shares[0] >= shares[1] and sum(shares) == 40
 
 
+def test_examples_show_a_problems_first_answer(models):
+    first = [row.model_copy(update={"sample": 0}) for row in read_jsonl(models[1].folder / "completions.jsonl", Graded)]
+    second = [row.model_copy(update={"sample": 1, "tokens": 9999}) for row in first]
+    model = replace(models[1], graded=[*first, *second])
+    assert "9999" not in "".join(examples_html([model], 40)) and len(examples_html([model], 40)) == 40
+
+
 def with_rows(model, **changes):
     """A model with another row of scores.json."""
     row = model.scores["benchmarks"][0]
     scores = model.scores | {key: [row | value] for key, value in changes.items()}
-    return load_scored_model(model.label, model.folder).__class__(
-        model.label, model.folder, scores, model.problems, model.graded
-    )
+    return replace(model, scores=scores)
 
 
 def test_both_protocols_stand_side_by_side(models):
@@ -145,6 +151,21 @@ def test_controls_stand_beside_the_score_of_the_same_model(models):
     assert (row["model"], row["control"], row["under the control, %"]) == ("CI", "blank pictures", 10.0)
     assert row["as asked, %"] == round(100 * models[1].scores["benchmarks"][0]["accuracy"], 1)
     assert control_rows([blind])[0]["as asked, %"] is None
+
+
+def test_a_control_is_no_model_of_the_headline(tmp_path, models):
+    blind = replace(with_rows(models[2], benchmarks={"control": "blank_pictures"}), label="blind")
+    parts = dict(findings=[], pictures=[], tables=[], comparisons=[], training_folders={}, examples=3)
+    page = write_report(tmp_path / "report.html", title="t", models=[*models, blind], **parts).read_text(
+        encoding="utf-8"
+    )
+    assert '<p class="lead">Vision-R1 is above CI' in page and "<strong>blind</strong>" not in page
+    assert "blank pictures" in page
+
+
+def test_notes_stand_folded_below_a_figure(runs, page):
+    shown = figure_html(Picture(runs / "accuracy.png", "Accuracy", (HOSTILE,)))
+    assert "<details><summary>Notes on the paper's figure</summary><p>&lt;script&gt;" in shown and HOSTILE not in shown
 
 
 def test_samples_give_pass_and_majority(models):

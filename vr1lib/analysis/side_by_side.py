@@ -87,7 +87,6 @@ def sample_rows(models: Sequence[ScoredModel]) -> list[dict[str, Any]]:
         for model in models
         for row in model.scores["benchmarks"]
         for k, passed in row.get("pass_at_k", {}).items()
-        if row.get("samples", 1) > 1
     ]
 
 
