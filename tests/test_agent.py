@@ -17,7 +17,7 @@ from vr1lib.records import RequestError
 from vr1lib.training.processes import TrainingStopped
 from vr1lib.workbench.agent import Tail, first_failure, in_one_voice, join
 from vr1lib.workbench.params import load_parameters
-from vr1lib.workbench.tracking import read_manifest
+from vr1lib.workbench.run_folder import read_manifest
 
 ROOT = Path(__file__).parent.parent
 SMALL = {

@@ -14,7 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from vr1lib.workbench import launch
 from vr1lib.workbench.cli import main
 from vr1lib.workbench.params import PARAMETERS
-from vr1lib.workbench.tracking import read_manifest
+from vr1lib.workbench.run_folder import read_manifest
 
 STEM = "50_analysis"
 

@@ -21,7 +21,8 @@ from vr1lib.prompts import PromptSpec
 from vr1lib.records import Problem, RequestError
 from vr1lib.workbench import tracking
 from vr1lib.workbench.params import load_parameters
-from vr1lib.workbench.tracking import read_manifest, start_run
+from vr1lib.workbench.run_folder import read_manifest
+from vr1lib.workbench.tracking import start_run
 
 SMALL = dict(hidden_size=64, layers=2, intermediate_size=128, vision_hidden_size=32, vision_depth=1)
 SMALL |= dict(tie_word_embeddings=False)  # tied and untrained, a model repeats its last token for ever

@@ -14,7 +14,7 @@ import pytest
 
 from vr1lib.records import ColdRow, Graded, Problem, read_jsonl
 from vr1lib.workbench.params import PARAMETERS
-from vr1lib.workbench.tracking import read_manifest
+from vr1lib.workbench.run_folder import read_manifest
 
 ROOT = Path(__file__).parent.parent
 CHAIN = list(PARAMETERS)

@@ -14,9 +14,13 @@ from PIL import Image
 
 from vr1lib.records import Graded, Problem, RequestError, read_jsonl
 from vr1lib.training.checkpoint import seal
+from vr1lib.workbench import board as board_module
 from vr1lib.workbench import tracking
+from vr1lib.workbench.board import Board
+from vr1lib.workbench.completion_table import thumbnail
 from vr1lib.workbench.params import load_parameters
-from vr1lib.workbench.tracking import Board, claim_folder, read_manifest, sha256, start_run, thumbnail
+from vr1lib.workbench.run_folder import claim_folder, find_producer, read_manifest, sha256
+from vr1lib.workbench.tracking import start_run
 
 STEM = "50_analysis"
 FIELDS = """run stem status started_at finished_at git versions hardware seed wandb inputs outputs image_spec
@@ -123,7 +127,7 @@ def test_inputs_and_outputs_are_recorded_by_content(begin, home):
     assert base["path"] == "outputs/10_data_building/default/model"
     assert base["sha256"] == read_manifest(maker.folder)["outputs"][0]["sha256"] == sha256(model)
     assert (user.manifest["image_spec"], user.manifest["prompt_spec"]) == ("11", "22")
-    assert tracking.find_producer(model / "model.safetensors")["artifact"] == "10_data_building-model"
+    assert find_producer(model / "model.safetensors")["artifact"] == "10_data_building-model"
 
 
 def test_folder_hash_depends_on_names_and_contents(tmp_path):
@@ -154,7 +158,7 @@ def test_earlier_run_of_the_same_name_is_moved_aside_and_said(begin, home, capsy
 def test_folder_in_use_by_another_process_is_refused(home):
     code = (
         "import sys; from vr1lib.workbench.params import load_parameters\n"
-        "from vr1lib.workbench.tracking import claim_folder\n"
+        "from vr1lib.workbench.run_folder import claim_folder\n"
         f"held = claim_folder({STEM!r}, load_parameters({STEM!r})); print('held', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -322,7 +326,7 @@ def test_large_output_goes_to_wandb_as_a_reference(home, monkeypatch):
     board.wandb = wandb
     (home / "big.bin").write_bytes(b"12345678")
     small = board.artifact(home / "big.bin", "model", "weights", "00")
-    monkeypatch.setattr(tracking, "ARTIFACT_BYTES", 4)
+    monkeypatch.setattr(board_module, "ARTIFACT_BYTES", 4)
     large = board.artifact(home / "big.bin", "model", "weights", "00")
     assert list(small.manifest.entries) == ["big.bin"] and small.manifest.entries["big.bin"].ref is None
     assert sorted(large.manifest.entries) == ["big.bin", "sha256.txt"]

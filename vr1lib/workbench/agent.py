@@ -22,7 +22,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from vr1lib.records import Graded, Problem, RequestError
 from vr1lib.training.processes import TrainingStopped
 from vr1lib.workbench.params import TrainingParameters, load_parameters
-from vr1lib.workbench.tracking import Run, shown
+from vr1lib.workbench.run_folder import shown
+from vr1lib.workbench.tracking import Run
 
 FOLLOW_SECONDS = 0.5
 SHUTDOWN_SECONDS = 15  # between asking the other processes to end and ending them

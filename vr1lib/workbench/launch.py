@@ -15,7 +15,7 @@ from typing import Any
 
 from vr1lib.records import RequestError
 from vr1lib.workbench.params import Parameters, load_parameters, parameters_class, project_root
-from vr1lib.workbench.tracking import LAUNCHED, claim_folder, now, read_manifest, say, shown, write_manifest
+from vr1lib.workbench.run_folder import LAUNCHED, claim_folder, now, read_manifest, say, shown, write_manifest
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 TRACEBACK_LINES = 12

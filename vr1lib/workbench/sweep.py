@@ -22,9 +22,9 @@ from typing import Any
 from vr1lib.records import RequestError
 from vr1lib.workbench.launch import DONE, FAILED, INTERRUPTED, first_line, notebook_of
 from vr1lib.workbench.params import Parameters, load_parameters, project_root
+from vr1lib.workbench.run_folder import read_manifest, say, shown
 from vr1lib.workbench.sweep_file import Point, Sweep, read_sweep
 from vr1lib.workbench.sweep_folder import Progress, State, claim, write_failures
-from vr1lib.workbench.tracking import read_manifest, say, shown
 
 GRACE_SECONDS = 30.0  # between asking an interrupted run to end and ending it
 LOOK_SECONDS = 1.0  # between two looks at the runs

@@ -10,8 +10,8 @@ from typing import Any
 
 from vr1lib.records import RequestError
 from vr1lib.workbench.params import project_root
+from vr1lib.workbench.run_folder import lock_folder, read_manifest, refuse_if_running, say, shown
 from vr1lib.workbench.sweep_file import Sweep
-from vr1lib.workbench.tracking import lock_folder, read_manifest, refuse_if_running, say, shown
 
 STATUSES = ("waiting", "running", "finished", "failed", "killed", "interrupted")
 

@@ -17,7 +17,8 @@ from vr1lib.data.sources import Reject
 from vr1lib.records import read_jsonl
 from vr1lib.workbench import jobs
 from vr1lib.workbench.params import PtstGrpoParameters, load_parameters, project_root
-from vr1lib.workbench.tracking import Record, read_manifest
+from vr1lib.workbench.record import Record
+from vr1lib.workbench.run_folder import read_manifest
 
 WATCH_SECONDS = 1.0
 
