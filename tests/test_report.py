@@ -9,6 +9,7 @@ from vr1lib.analysis import figures
 from vr1lib.analysis.browser import pick
 from vr1lib.analysis.comparisons import compare_all
 from vr1lib.analysis.findings import findings
+from vr1lib.analysis.formats import of_rows
 from vr1lib.analysis.page import Picture, figure_html, html_table, thumbnail
 from vr1lib.analysis.paper_tables import table_1, table_4
 from vr1lib.analysis.report import examples_html, notes_html, write_report, write_run_report
@@ -53,7 +54,7 @@ def page(runs, models):
         tables=[table_4(models), table_1(models)],
         comparisons=compare_all(models),
         training_folders={"PTST": training.folder},
-        said=[f"The board says {HOSTILE}."],
+        board=(of_rows("Board", [{"arm": "PTST", "right": 80.0}]), [f"The board says {HOSTILE}."]),
         picked=[pick(model.label, model.graded, model.problems) for model in models],
         examples=40,
     )
@@ -82,6 +83,7 @@ def test_sections_come_in_the_order_of_interest(page):
     assert headings == [
         "What the paper saw, and what happened here",
         "Tables, ours beside the paper's",
+        "Ablation",
         "Figures",
         "Model against model, on the same problems",
         "By group",

@@ -61,14 +61,14 @@ def write_report(
     tables: Sequence[Table],
     comparisons: Sequence[Comparison],
     training_folders: Mapping[str, str | Path],
-    said: Sequence[str] = (),
+    board: tuple[Table, Sequence[str]] | None = None,
     picked: Sequence[Picked] = (),
     examples: int = 6,
 ) -> Path:
     """The analysis as one page, most important first.
 
-    `tables` are shown folded but the first; `said` are sentences under them (on an ablation board); `picked` are the
-    completions of its browser.
+    `tables` are shown folded but the first; `board` is an ablation's table with the sentences under it; `picked` are
+    the completions of the browser.
     """
     plain = [model for model in models if not is_control(model)]
     sections = [f'<p class="lead">{escape(headline(plain))}</p>']
@@ -84,7 +84,9 @@ def write_report(
             folded(re.split("[:,]", table.title)[0], to_html(table), opened=not place)
             for place, table in enumerate(tables)
         ]
-        sections += [f"<p>{escape(sentence)}</p>" for sentence in said]
+    if board:
+        sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in board[1])
+        sections += ["<h2>Ablation</h2>", to_html(board[0]), f"<ul>{sentences}</ul>"]
     sections.append("<h2>Figures</h2>")
     sections.append(f'<div class="figures">{"".join(figure_html(picture) for picture in pictures)}</div>')
     sections += pairs_html(comparisons)
