@@ -7,11 +7,13 @@ model/ in the run folder; what it has to tell is printed by process 0.
 
 import json
 import random
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -22,13 +24,16 @@ from vr1lib.models.rollout_vllm import VllmSampler, write_served
 from vr1lib.models.tiny import build_tiny_vlm
 from vr1lib.models.vlm import Vlm, load_vlm
 from vr1lib.prompts import ZERO_SYSTEM_PROMPT, PromptSpec
-from vr1lib.records import Problem, read_jsonl, write_jsonl
+from vr1lib.records import Problem, RequestError, read_jsonl, write_jsonl
 from vr1lib.schedule import Schedule
 from vr1lib.training import grpo, sft
-from vr1lib.training.checkpoint import Checkpoints, save_trained
+from vr1lib.training.checkpoint import Checkpoints, finished_checkpoints, save_trained
 from vr1lib.training.preflight import Preflight, preflight_grpo, preflight_sft
 from vr1lib.workbench.params import ColdSftParameters, PtstGrpoParameters, TrainingParameters
-from vr1lib.workbench.tracking import Record, Run
+from vr1lib.workbench.record import Record
+from vr1lib.workbench.tracking import Run, say, shown
+
+begun: WeakSet[Run] = WeakSet()  # runs of this kernel whose training has begun
 
 Row = tuple[Problem, str]  # a problem and the response to learn
 
@@ -96,7 +101,28 @@ def many(params: TrainingParameters) -> bool:
 
 
 def train(run: Run, vlm: Vlm, *data: Any) -> None:
-    """Train in this kernel with what the notebook has loaded, or in many processes that load it again."""
+    """Train in this kernel with what the notebook has loaded, or in many processes that load it again.
+
+    Interrupted, it says how to go on, and lets go of the memory that the traceback would hold. A run trains once: its
+    policy is no longer the one it starts from. Raises RequestError the second time.
+    """
+    if run in begun:
+        raise RequestError(
+            f"{shown(run.folder)}: its training has begun already; run all cells again, with resume = True to go on "
+            "from its newest checkpoint, without it for a new run"
+        )
+    begun.add(run)
+    try:
+        start(run, vlm, *data)
+    except KeyboardInterrupt as error:
+        traceback.clear_frames(error.__traceback__)
+        kept = finished_checkpoints(run.folder / "checkpoints")
+        found = f"its newest checkpoint is step {kept[-1][0]}" if kept else "it has no checkpoint (checkpoint_every)"
+        say(f"{shown(run.folder)}: interrupted; {found}. To go on, set resume = True and run all cells again")
+        raise
+
+
+def start(run: Run, vlm: Vlm, *data: Any) -> None:
     if many(run.params):
         from vr1lib.workbench.agent import run_processes
 
