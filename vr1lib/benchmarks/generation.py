@@ -231,7 +231,7 @@ class Answers:
         return [row for problem in problems for row in by_problem[problem.id]]
 
     def winners(self) -> dict[str, tuple[int, Completion]]:
-        """For each problem the number and the reply of its last try, the one the authors keep: none follows a closed one."""
+        """For each problem the number and reply of its last try, which the authors keep: none follows a closed one."""
         kept: dict[str, tuple[int, Completion]] = {row.problem_id: (1, row) for row in self.graded if row.sample == 0}
         return kept | {row.problem_id: (row.step, row) for row in self.retries}
 
