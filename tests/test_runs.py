@@ -61,6 +61,16 @@ def test_finished_runs_go_by_label_and_by_folder_where_labels_collide(tmp_path, 
     assert runs.finished_runs(tmp_path / "nowhere") == {}
 
 
+def test_a_sweeps_points_are_not_taken_for_runs(tmp_path, problems):
+    for name in ("mine", "points-lr1", "points-lr2"):
+        write_benchmark_run(tmp_path / "outputs/40_benchmark" / name, name, problems[:2], right=1, passes=1)
+    sweep = tmp_path / "outputs/sweeps/points/points.jsonl"
+    sweep.parent.mkdir(parents=True)
+    rows = [{"name": name, "run": f"outputs/40_benchmark/{name}"} for name in ("points-lr1", "points-lr2")]
+    sweep.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert set(runs.finished_runs(tmp_path / "outputs/40_benchmark")) == {"mine"}
+
+
 def test_texts_are_read_from_the_file_when_asked_for(tmp_path, problems):
     folder = write_benchmark_run(tmp_path / "run", "CI", problems, right=0.5, passes=4)
     file = folder / "completions.jsonl"

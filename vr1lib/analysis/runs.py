@@ -228,10 +228,19 @@ def load_training_run(label: str, folder: str | Path) -> TrainingRun:
 def finished_runs(folder: str | Path) -> dict[str, str]:
     """Label → folder of every finished run below outputs/STEM, oldest first; of one label, by their folders' names.
 
-    Earlier runs that were moved aside (RUN~1, RUN~2, …) are not among them.
+    Earlier runs that were moved aside (RUN~1, RUN~2, …) are not among them, nor are a sweep's points: those stand on
+    the sweep's own board.
     """
-    found = []
-    for manifest_path in (path for path in Path(folder).glob("*/manifest.json") if "~" not in path.parent.name):
+    found, folder = [], Path(folder)
+    swept = {
+        json.loads(line)["run"]
+        for points in folder.parent.glob("sweeps/*/points.jsonl")
+        for line in points.read_text(encoding="utf-8").splitlines()
+    }
+    for manifest_path in folder.glob("*/manifest.json"):
+        name = manifest_path.parent.name
+        if "~" in name or f"outputs/{folder.name}/{name}" in swept:
+            continue
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
         if manifest.get("status") == "finished":
             scores_path = manifest_path.parent / "scores.json"
