@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from synthetic_runs import model_of, synthetic_problems, write_benchmark_run, write_training_run
 

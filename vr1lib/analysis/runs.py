@@ -35,6 +35,7 @@ class SavedCompletion:
     tokens: int
     finish: str
     logprob: float
+    version: int | None
     reward: float
     format_ok: bool
     answer_ok: bool
