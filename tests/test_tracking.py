@@ -1,4 +1,4 @@
-"""The run folder is complete whatever happens, and W&B can do it no harm."""
+"""The run folder is complete whatever happens."""
 
 import json
 import math
@@ -11,53 +11,16 @@ from types import SimpleNamespace
 import numpy
 import pytest
 from PIL import Image
+from tracked import checkpoint, graded, lines, problem
 
-from vr1lib.records import Graded, Problem, RequestError, read_jsonl
-from vr1lib.training.checkpoint import seal
-from vr1lib.workbench import board as board_module
-from vr1lib.workbench import tracking
-from vr1lib.workbench.board import Board
-from vr1lib.workbench.completion_table import thumbnail
+from vr1lib.records import Graded, RequestError, read_jsonl
 from vr1lib.workbench.params import load_parameters
-from vr1lib.workbench.run_folder import claim_folder, find_producer, read_manifest, sha256
-from vr1lib.workbench.tracking import start_run
+from vr1lib.workbench.run_folder import find_producer, read_manifest, sha256
 
 STEM = "50_analysis"
+TRAINING = "20_cold_sft"
 FIELDS = """run stem status started_at finished_at git versions hardware seed wandb inputs outputs image_spec
 prompt_spec resumed_from error summary""".split()
-
-
-@pytest.fixture
-def begin(home, monkeypatch):
-    """start_run without W&B; runs are closed after the test."""
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setattr(tracking, "active", None)
-    runs = []
-
-    def begin(stem=STEM, **overrides):
-        runs.append(start_run(stem, load_parameters(stem, [], [(key, str(value)) for key, value in overrides.items()])))
-        return runs[-1]
-
-    yield begin
-    for run in runs:
-        run.close("finished")
-
-
-def lines(run):
-    return [json.loads(line, parse_constant=pytest.fail) for line in (run.folder / "metrics.jsonl").open()]
-
-
-def graded(problem_id, step=1, **changes):
-    row = dict(
-        problem_id=problem_id, sample=0, step=step, stage=0, text="<think>", tokens=3, finish="stop", logprob=-1.0
-    )
-    row |= dict(reward=1.0, format_ok=True, answer_ok=True, extracted="3", reason="equal")
-    return Graded(**row | changes)
-
-
-def problem(problem_id, *images):
-    pictures = [str(image) for image in images]
-    return Problem(id=problem_id, images=pictures, question="How many?", answer="3", source="s", split="t")
 
 
 def test_manifest_is_there_from_the_start_and_complete(begin, home):
@@ -127,16 +90,8 @@ def test_inputs_and_outputs_are_recorded_by_content(begin, home):
     assert base["path"] == "outputs/10_data_building/default/model"
     assert base["sha256"] == read_manifest(maker.folder)["outputs"][0]["sha256"] == sha256(model)
     assert (user.manifest["image_spec"], user.manifest["prompt_spec"]) == ("11", "22")
-    assert find_producer(model / "model.safetensors")["artifact"] == "10_data_building-model"
-
-
-def test_folder_hash_depends_on_names_and_contents(tmp_path):
-    (tmp_path / "a").write_text("1")
-    one = sha256(tmp_path)
-    (tmp_path / "a").rename(tmp_path / "b")
-    other = sha256(tmp_path)
-    (tmp_path / "b").write_text("2")
-    assert len({one, other, sha256(tmp_path)}) == 3
+    file = model / "model.safetensors"
+    assert find_producer(file, sha256(file)).artifact == "10_data_building-model"
 
 
 def test_missing_input_is_a_wrong_request(begin):
@@ -153,20 +108,6 @@ def test_earlier_run_of_the_same_name_is_moved_aside_and_said(begin, home, capsy
     seeds = [read_manifest(folder / name)["seed"] for name in ("default~1", "default~2", "default")]
     assert seeds == [0, 1, 2]
     assert f"outputs/{STEM}/default held an earlier run; it is now outputs/{STEM}/default~2" in capsys.readouterr().err
-
-
-def test_folder_in_use_by_another_process_is_refused(home):
-    code = (
-        "import sys; from vr1lib.workbench.params import load_parameters\n"
-        "from vr1lib.workbench.run_folder import claim_folder\n"
-        f"held = claim_folder({STEM!r}, load_parameters({STEM!r})); print('held', flush=True); sys.stdin.read()"
-    )
-    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert other.stdout.readline() == "held\n"
-    with pytest.raises(RequestError, match="another process is running there"):
-        claim_folder(STEM, load_parameters(STEM))
-    other.communicate("")
-    claim_folder(STEM, load_parameters(STEM))[1].close()
 
 
 def test_second_start_in_one_kernel_interrupts_the_first(begin, home):
@@ -201,147 +142,6 @@ def test_process_that_ends_early_leaves_an_interrupted_run(home):
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "WANDB_MODE": "disabled"})
     assert read_manifest(home / "outputs" / STEM / "default")["status"] == "interrupted"
-
-
-def test_thumbnail_shows_every_picture_small_and_skips_what_is_none(home):
-    Image.new("RGB", (1000, 500)).save(home / "wide.png")
-    Image.new("RGB", (10, 20)).save(home / "small.png")
-    (home / "none.png").write_text("no picture")
-    assert thumbnail(problem("a", home / "wide.png", home / "small.png", home / "none.png")).size == (138, 64)
-    assert thumbnail(problem("a", home / "none.png")) is None
-    assert thumbnail(problem("a")) is None
-
-
-# W&B: offline for real, and failing in every way we could think of.
-
-
-def test_offline_run_keeps_wandb_in_the_run_folder(begin, home, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    Image.new("RGB", (300, 200)).save(home / "a.png")
-    run = begin()
-    run.log({"step": 1, "loss": 0.5})
-    run.log_completions([graded("a")], {"a": problem("a", home / "a.png")})
-    run.add_input(home / "a.png", "picture")
-    run.add_output(home / "a.png", "picture", "copy")
-    assert run.board.run is not None, "a call into W&B failed"
-    run.finish()
-    assert run.manifest["wandb"]["mode"] == "offline" and run.manifest["wandb"]["run_id"]
-    (record,) = (run.folder / "wandb").glob("offline-run-*/run-*.wandb")
-    until = time.monotonic() + 20  # another process writes it, and once in a while it was seen to come late
-    while record.stat().st_size < 1000 and time.monotonic() < until:
-        time.sleep(0.1)
-    for trace in (b"50_analysis-copy", b"input-a", b"loss", b"completions"):
-        assert trace in record.read_bytes()
-    staged = [path.read_bytes()[:4] for path in (run.folder / "wandb" / "artifacts").rglob("*") if path.is_file()]
-    assert b"\x89PNG" in staged, "the table's pictures are not in the run folder"
-
-
-class Failing:
-    """A wandb whose calls raise from the `good`-th on."""
-
-    def __init__(self, good):
-        self.good, self.calls, self.id, self.url = good, 0, "x", None
-
-    def __getattr__(self, name):
-        def call(*arguments, **options):
-            self.calls += 1
-            if self.calls > self.good:
-                raise OSError("the server is gone")
-            return self
-
-        return call
-
-
-@pytest.mark.parametrize("good", range(0, 12))
-def test_failing_wandb_is_said_once_and_loses_nothing(begin, home, monkeypatch, capsys, good):
-    Image.new("RGB", (30, 20)).save(home / "a.png")
-    monkeypatch.setitem(sys.modules, "wandb", Failing(good))
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    run = begin()
-    for step in range(3):
-        run.log({"step": step})
-    run.log_completions([graded("a")], {"a": problem("a", home / "a.png")})
-    run.add_output(home / "a.png", "picture", "copy")
-    run.add_input(home / "a.png", "picture")
-    run.finish("done")
-    assert [row["step"] for row in lines(run)] == [0, 1, 2]
-    assert len(list(read_jsonl(run.folder / "completions.jsonl", Graded))) == 1
-    assert read_manifest(run.folder)["status"] == "finished"
-    assert capsys.readouterr().err.count("W&B failed") == 1
-
-
-def test_missing_wandb_is_said_once_and_loses_nothing(begin, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    run = begin()
-    run.log({"step": 1})
-    run.finish()
-    assert len(lines(run)) == 1 and read_manifest(run.folder)["wandb"]["mode"] == "disabled"
-    assert capsys.readouterr().err.count("W&B is not installed") == 1
-
-
-def test_not_logged_in_goes_offline_without_a_prompt(home, monkeypatch, capsys):
-    started = []
-
-    class LoggedOut:
-        Settings = dict
-
-        def login(self, prompt, verify):
-            assert not prompt and not verify
-            return False
-
-        def init(self, **options):
-            started.append(options["mode"])
-            return SimpleNamespace(id="x", url=None, define_metric=lambda *names, **options: None)
-
-    monkeypatch.setitem(sys.modules, "wandb", LoggedOut())
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    board = Board(STEM, load_parameters(STEM, [], [("wandb_mode", "online")]), home)
-    assert started == ["offline"] and board.identity["mode"] == "offline"
-    assert capsys.readouterr().err.count("not logged in") == 1
-
-
-@pytest.mark.parametrize(
-    ("wanted", "environment", "mode"), [("online", "offline", "offline"), ("offline", "online", "offline")]
-)
-def test_environment_lowers_the_mode_and_never_raises_it(home, monkeypatch, wanted, environment, mode):
-    monkeypatch.setitem(sys.modules, "wandb", Failing(99))
-    monkeypatch.setenv("WANDB_MODE", environment)
-    assert Board(STEM, load_parameters(STEM, [], [("wandb_mode", wanted)]), home).identity["mode"] == mode
-
-
-def test_environment_never_reaches_the_run_folder(begin, monkeypatch):
-    monkeypatch.setenv("SOME_API_KEY", "do-not-tell-9731")
-    run = begin()
-    run.log({"step": 1})
-    run.finish()
-    for path in run.folder.rglob("*"):
-        assert path.is_dir() or b"do-not-tell-9731" not in path.read_bytes()
-
-
-def test_large_output_goes_to_wandb_as_a_reference(home, monkeypatch):
-    import wandb
-
-    board = Board(STEM, load_parameters(STEM, [], [("wandb_mode", "disabled")]), home)
-    board.wandb = wandb
-    (home / "big.bin").write_bytes(b"12345678")
-    small = board.artifact(home / "big.bin", "model", "weights", "00")
-    monkeypatch.setattr(board_module, "ARTIFACT_BYTES", 4)
-    large = board.artifact(home / "big.bin", "model", "weights", "00")
-    assert list(small.manifest.entries) == ["big.bin"] and small.manifest.entries["big.bin"].ref is None
-    assert sorted(large.manifest.entries) == ["big.bin", "sha256.txt"]
-    assert large.manifest.entries["big.bin"].ref == (home / "big.bin").as_uri()
-
-
-TRAINING = "20_cold_sft"
-
-
-def checkpoint(folder, step, recorded, **record):
-    """A checkpoint folder as the training code seals it, empty of tensors."""
-    path = folder / "checkpoints" / f"step-{step:06d}"
-    path.mkdir(parents=True)
-    seal(path, {"step": step, "recorded": recorded, **record})
-    return path
 
 
 def test_resumed_run_keeps_folder_and_record_up_to_its_checkpoint(begin, capsys):
@@ -383,12 +183,33 @@ def test_what_cannot_be_resumed_is_refused_in_one_line(begin):
         begin(TRAINING, resume=True)
 
 
-def test_resumed_run_goes_on_with_the_same_wandb_run(begin, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
+def test_alert_is_said_once_and_kept_every_time(begin, capsys):
     run = begin(TRAINING)
+    for step in (1, 2):
+        run.log({"step": step, "loss": math.nan, "bad_steps": step})
+    alerts = [json.loads(line) for line in (run.folder / "alerts.jsonl").open()]
+    assert [(alert["step"], alert["kind"], alert["level"]) for alert in alerts] == [
+        (1, "bad_step", "ERROR"),
+        (2, "bad_step", "ERROR"),
+    ]
+    assert capsys.readouterr().err.count("ALERT, step 1: a step was not finite") == 1
+
+
+def test_resumed_run_has_the_alerts_up_to_its_checkpoint_and_remembers_them(begin):
+    run = begin(TRAINING)
+    run.log({"step": 1, "loss": 1.0, "bad_steps": 1})
+    checkpoint(run.folder, 1, run.record.sizes())
+    run.log({"step": 2, "loss": 1.0, "bad_steps": 2})
     run.close("interrupted")
     again = begin(TRAINING, resume=True)
-    assert run.manifest["wandb"]["run_id"] and again.manifest["wandb"]["run_id"] == run.manifest["wandb"]["run_id"]
-    again.close("finished")
-    records = list((run.folder / "wandb").glob(f"offline-run-*-{run.manifest['wandb']['run_id']}*"))
-    assert len(records) == 2, "each leg of an offline run has its own record under the one id"
+    again.log({"step": 2, "loss": 1.0, "bad_steps": 1})
+    alerts = [json.loads(line) for line in (again.folder / "alerts.jsonl").open()]
+    assert [alert["step"] for alert in alerts] == [1], "the resumed run knows of the bad step before its checkpoint"
+
+
+def test_finished_runs_metrics_are_an_output(begin):
+    run = begin(TRAINING)
+    run.log({"step": 1, "loss": 1.0})
+    run.finish()
+    (entry,) = run.manifest["outputs"]
+    assert (entry["kind"], entry["sha256"]) == ("metrics", sha256(run.folder / "metrics.jsonl"))

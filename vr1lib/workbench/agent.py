@@ -158,7 +158,7 @@ class Tail:
 
 def mirror_metrics(run: Run, text: str) -> None:
     for line in text.splitlines():
-        run.board.log(json.loads(line))
+        run.mirror(json.loads(line))
 
 
 def mirror_completions(run: Run, text: str, problems: dict[str, Problem]) -> None:

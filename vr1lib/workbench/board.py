@@ -1,6 +1,9 @@
-"""The copy of a run in W&B."""
+"""The copy of a run in W&B: config, curves, completion tables, figures, alerts, and artifacts with their lineage.
 
-import math
+Offline unless asked otherwise, never a prompt, never waited for, and never in the way: a failure is said once, and the
+run goes on in its folder.
+"""
+
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -8,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from vr1lib.records import Graded, Problem
-from vr1lib.workbench.completion_table import thumbnail
+from vr1lib.workbench.alerts import Alert
+from vr1lib.workbench.completion_table import COLUMNS, completion_rows, divided_by_std
+from vr1lib.workbench.labels import JOB_TYPES, tags_of
 from vr1lib.workbench.params import Parameters
-from vr1lib.workbench.run_folder import error_line, files_below, say
+from vr1lib.workbench.run_folder import error_line, files_below, say, shown
 
-TABLE_ROWS = 32  # completions per W&B table, evenly spaced; completions.jsonl holds them all
-ARTIFACT_BYTES = 100 * 2**20  # larger outputs go to W&B as a reference with their sha256
+TABLE_EVERY = 10  # steps between the completion tables of a run; also at its first and last step and at a new stage
+ARTIFACT_BYTES = 100 * 2**20  # of larger outputs W&B gets the sha256, not the files
 ARTIFACT_FILES = 200
 WANDB_MODES = ("disabled", "offline", "online")
 
@@ -21,13 +26,29 @@ WANDB_MODES = ("disabled", "offline", "online")
 class Board:
     """A W&B run that cannot harm: every call into wandb goes through `attempt`, which says the first failure and stops.
 
-    WANDB_MODE in the environment may lower the mode (offline, disabled), never raise it.
+    WANDB_MODE in the environment may lower the mode (offline, disabled), never raise it. `run_id` is the run to go on
+    with, `already_logged` the rows of metrics it has that a resumed run will log again: W&B gets no row twice. Our
+    choice: W&B could cut its own history back (`resume_from`), but few of its servers do.
     """
 
-    def __init__(self, stem: str, params: Parameters, folder: Path, run_id: str | None = None) -> None:
+    def __init__(
+        self,
+        stem: str,
+        params: Parameters,
+        folder: Path,
+        run_id: str | None = None,
+        already_logged: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         self.run: Any = None
-        self.run_id = run_id  # of the run to go on with
+        self.run_id = run_id
+        self.already_logged = {row_name(row) for row in already_logged}
+        self.steps_with_completions = {row["step"] for row in already_logged}
+        self.params = params
         self.aliases = [params.run]
+        self.table: Any = None
+        self.waiting: list[Graded] = []  # completions of one step, until all of them are there
+        self.problems: Mapping[str, Problem] = {}
+        self.written: Graded | None = None  # of the last table
         self.identity = {"mode": "disabled", "run_id": None, "url": None}
         wanted = [params.wandb_mode, os.environ.get("WANDB_MODE")]
         mode = min((name for name in wanted if name in WANDB_MODES), key=WANDB_MODES.index)
@@ -41,7 +62,7 @@ class Board:
         self.wandb = wandb
         os.environ["WANDB_DATA_DIR"] = str(folder / "wandb")  # pictures of tables: in the run folder, not in the home
         if mode == "online" and not self.attempt(wandb.login, prompt=False, verify=False):
-            say("W&B is not logged in (`wandb login`): this run is recorded offline; `wandb sync` uploads it later")
+            say("W&B is not logged in (`wandb login`): this run is recorded offline; `vr1 sync` uploads it later")
             mode = "offline"
         self.attempt(self.start, mode, stem, params, folder)
         if self.run is None and mode == "online":
@@ -55,8 +76,9 @@ class Board:
             dir=folder,
             project=params.wandb_project,
             group=params.wandb_group,
-            job_type=stem,
+            job_type=JOB_TYPES.get(stem, stem),
             name=f"{stem}/{params.run}",
+            tags=tags_of(params),
             config=params.model_dump(exclude={"resume"}),
             settings=self.wandb.Settings(
                 console="off", silent=True, init_timeout=20, finish_timeout=120, x_save_requirements=False
@@ -64,6 +86,7 @@ class Board:
         )
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
+        self.table = self.wandb.Table(columns=list(COLUMNS), log_mode="INCREMENTAL")
         self.identity = {"mode": mode, "run_id": run.id, "url": run.url if mode == "online" else None}
         self.run = run
 
@@ -77,28 +100,38 @@ class Board:
             return None
 
     def log(self, row: Mapping[str, Any]) -> None:
-        if self.run is not None:
+        if self.run is not None and row_name(row) not in self.already_logged:
             self.attempt(self.run.log, dict(row))
 
-    def log_completions(self, graded: Sequence[Graded], problems: Mapping[str, Problem]) -> None:
-        if self.run is not None and graded:
-            chosen = graded[:: max(1, math.ceil(len(graded) / TABLE_ROWS))]
-            table = self.attempt(self.completion_table, chosen, problems)
-            self.log({"step": max(item.step for item in graded), "completions": table})
+    def alert(self, alert: Alert) -> None:
+        if self.run is not None:
+            self.attempt(self.run.alert, title=alert.title, text=f"step {alert.step}: {alert.text}", level=alert.level)
 
-    def completion_table(self, graded: Sequence[Graded], problems: Mapping[str, Problem]) -> Any:
-        pictures: dict[str, Any] = {}
-        for problem_id in dict.fromkeys(item.problem_id for item in graded):
-            picture = thumbnail(problems[problem_id])
-            pictures[problem_id] = picture and self.wandb.Image(picture)
-        columns = "step stage id picture question gold extracted verdict reason tokens finish text".split()
-        rows = []
+    def log_completions(self, graded: Sequence[Graded], problems: Mapping[str, Problem]) -> None:
+        """Rows for the completion table; they are written when the next step's come, or when the run ends."""
+        if self.run is None:
+            return
         for item in graded:
-            problem = problems[item.problem_id]
-            verdict = "right" if item.answer_ok else "wrong" if item.format_ok else "malformed"
-            start = [item.step, item.stage, problem.id, pictures[problem.id], problem.question, problem.answer]
-            rows.append([*start, item.extracted, verdict, item.reason, item.tokens, item.finish, item.text])
-        return self.wandb.Table(columns=columns, data=rows)
+            if self.waiting and self.waiting[0].step != item.step:
+                self.write_completions(problems)
+            self.waiting.append(item)
+        self.problems = problems
+
+    def write_completions(self, problems: Mapping[str, Problem], last: bool = False) -> None:
+        """Add the waiting step's rows to the table, if one is due."""
+        graded, self.waiting = self.waiting, []
+        if not graded or graded[0].step in self.steps_with_completions:
+            return
+        before, first = self.written, graded[0]
+        due = before is None or first.step >= before.step + TABLE_EVERY or first.stage != before.stage
+        if due or last:
+            self.written = first
+            self.attempt(self.add_rows, first.step, graded, problems)
+
+    def add_rows(self, step: int, graded: Sequence[Graded], problems: Mapping[str, Problem]) -> None:
+        for row in completion_rows(graded, problems, self.wandb.Image, divided_by_std(self.params)):
+            self.table.add_data(*row)
+        self.run.log({"step": step, "completions": self.table})
 
     def log_figure(self, name: str, path: Path) -> None:
         if self.run is not None:
@@ -116,7 +149,7 @@ class Board:
         if self.run is not None:
             self.attempt(lambda: self.run.log_artifact(self.artifact(path, kind, name, digest), aliases=self.aliases))
 
-    def use(self, path: Path, kind: str, name: str, digest: str, by_reference: bool = False) -> None:
+    def use(self, path: Path, kind: str, name: str, digest: str, by_digest: bool = False) -> None:
         """Lineage without waiting: `use_artifact` refuses offline and waits online, so this sends what it would send.
 
         The same content under the same name is the same version to W&B, whichever run uploads it first.
@@ -124,27 +157,38 @@ class Board:
         if self.run is not None:
             self.attempt(
                 lambda: self.run._log_artifact(
-                    self.artifact(path, kind, name, digest, by_reference), is_user_created=True, use_after_commit=True
+                    self.artifact(path, kind, name, digest, by_digest), is_user_created=True, use_after_commit=True
                 )
             )
 
-    def artifact(self, path: Path, kind: str, name: str, digest: str, by_reference: bool = False) -> Any:
-        """Files where they are small and few, else a reference to them beside their sha256."""
+    def artifact(self, path: Path, kind: str, name: str, digest: str, by_digest: bool = False) -> Any:
+        """Files where they are small and few, else their sha256 alone, with the path beside it.
+
+        The path is metadata: were it part of the content, as in W&B's references, a renamed folder would be another
+        version, and the lineage would end there.
+        """
         files = files_below(path)
         name = re.sub(r"[^\w.-]+", "-", name)[:120]
-        artifact = self.wandb.Artifact(name, type=kind, metadata={"sha256": digest, "files": len(files)})
+        about = {"sha256": digest, "files": len(files), "path": shown(path)}
+        artifact = self.wandb.Artifact(name, type=kind, metadata=about)
         size = sum(file.stat().st_size for file in files)
-        if by_reference or size > ARTIFACT_BYTES or len(files) > ARTIFACT_FILES:
+        if by_digest or size > ARTIFACT_BYTES or len(files) > ARTIFACT_FILES:
             with artifact.new_file("sha256.txt", encoding="utf-8") as file:
                 file.write(digest + "\n")
-            artifact.add_reference(path.as_uri(), checksum=False)
             return artifact
         for file in files:
-            inside = file.relative_to(path).as_posix() if path.is_dir() else file.name
+            inside = file.relative_to(path).as_posix() if path.is_dir() else name + file.suffix
             artifact.add_file(str(file), name=inside, policy="immutable", skip_cache=True)
         return artifact
 
     def finish(self, exit_code: int) -> None:
         if self.run is not None:
+            self.write_completions(self.problems, last=True)
+        if self.run is not None:
             self.attempt(self.run.finish, exit_code=exit_code)
         self.run = None
+
+
+def row_name(row: Mapping[str, Any]) -> tuple[int, frozenset[str]]:
+    """What a row of metrics is about: its step and its keys."""
+    return row["step"], frozenset(row)

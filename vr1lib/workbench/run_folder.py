@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -123,15 +124,48 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def find_producer(path: Path) -> dict[str, Any] | None:
-    """The output of an earlier run that is `path` or holds it: path, kind, sha256 and the artifact's name."""
+@dataclass(frozen=True)
+class Producer:
+    """The output of a run that an input is: what to call it in W&B so that the two are linked."""
+
+    path: Path
+    kind: str
+    artifact: str
+    sha256: str
+
+
+def find_producer(path: Path, digest: str) -> Producer | None:
+    """The output that `path`, whose content has `digest`, is or lies in; None if no run has made it as it is now.
+
+    By content: a run folder may have been renamed, moved aside (RUN~1) or copied since, and a file changed by hand is
+    nobody's output. A copy outside is looked up among all runs below outputs/.
+    """
     for folder in path.parents:
-        manifest = read_manifest(folder)
-        for entry in manifest.get("outputs", []):
-            output = (project_root() / entry["path"]).resolve()
-            if path == output or output in path.parents:
-                return {**entry, "path": output, "artifact": f"{manifest['stem']}-{entry['name']}"}
+        for output, made in outputs_of(folder):
+            if path == output and digest == made.sha256:
+                return made
+            if output in path.parents and sha256(output) == made.sha256:
+                return made
+    if path.is_file() and path.stat().st_size == 0:
+        return None  # every empty file has the same content
+    for manifest in sorted((project_root() / "outputs").glob("*/*/manifest.json")):
+        for _, made in outputs_of(manifest.parent):
+            if digest == made.sha256:
+                return replace(made, path=path)
     return None
+
+
+def outputs_of(folder: Path) -> list[tuple[Path, Producer]]:
+    """The outputs that the manifest of a run folder names, where they are now, whatever the folder's name."""
+    manifest = read_manifest(folder)
+    found = []
+    for entry in manifest.get("outputs", []):
+        path = Path(entry["path"])
+        made_in = Path("outputs", manifest["stem"], manifest["run"])
+        path = folder / path.relative_to(made_in) if path.is_relative_to(made_in) else project_root() / path
+        path = path.resolve()
+        found.append((path, Producer(path, entry["kind"], f"{manifest['stem']}-{entry['name']}", entry["sha256"])))
+    return found
 
 
 def shown(path: Path) -> str:

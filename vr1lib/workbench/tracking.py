@@ -5,7 +5,8 @@ per `log`, on disk when the call returns), completions.jsonl, figures/ and wandb
 copy of it: offline unless asked otherwise, never a prompt, never waited for. Whatever goes wrong there is said once,
 and the run goes on. Our choice: a run whose folder already holds an earlier run moves that folder to RUN~1 (RUN~2, …),
 so that a notebook can simply be run again and nothing is lost. A run that resumes keeps its folder and its W&B run: its
-record is cut back to what it was when the checkpoint was written, and goes on from there.
+record is cut back to what it was when the checkpoint was written, and goes on from there; what it does again W&B has
+already and does not get twice.
 """
 
 import atexit
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vr1lib.records import Graded, Problem
+from vr1lib.workbench.alerts import Watch
 from vr1lib.workbench.board import Board
 from vr1lib.workbench.params import Parameters, TrainingParameters, project_root
 from vr1lib.workbench.record import Record
@@ -45,13 +47,26 @@ class Run:
         self.manifest, self.lock = manifest, lock
         self.record = Record(folder)
         self.closed = False
-        self.board = Board(stem, params, folder, manifest["wandb"]["run_id"])
+        already_logged = self.go_back() if isinstance(params, TrainingParameters) and params.resume else []
+        self.watch, self.warned = Watch(), set[str]()
+        for row in self.record.rows():
+            self.watch.see(row)
+        self.board = Board(stem, params, folder, manifest["wandb"]["run_id"], already_logged)
         self.update(wandb=self.board.identity)
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Record.log, and the same to W&B."""
-        self.record.log(metrics)
-        self.board.log(metrics)
+        """Record.log, the same to W&B, and an alert if there is cause for one."""
+        self.mirror(self.record.log(metrics))
+
+    def mirror(self, row: Mapping[str, Any]) -> None:
+        """What follows a row of metrics.jsonl, whoever has written it: W&B's copy, and alerts, each kind said once."""
+        self.board.log(row)
+        for alert in self.watch.see(row):
+            self.record.log_alert(alert)
+            self.board.alert(alert)
+            if alert.kind not in self.warned:
+                self.warned.add(alert.kind)
+                say(f"ALERT, step {alert.step}: {alert.title}. {alert.text} (more of its kind: alerts.jsonl)")
 
     def log_completions(self, graded: Sequence[Graded], problems: Mapping[str, Problem]) -> None:
         """Record.log_completions; W&B gets a table of some of them with their pictures."""
@@ -80,11 +95,11 @@ class Run:
         digest = sha256(path)
         self.read_specs(path)
         self.update(inputs=[*self.manifest["inputs"], {"path": shown(path), "kind": kind, "sha256": digest}])
-        producer = find_producer(path)
+        producer = find_producer(path, digest)
         if producer:
-            self.board.use(producer["path"], producer["kind"], producer["artifact"], producer["sha256"])
+            self.board.use(producer.path, producer.kind, producer.artifact, producer.sha256)
         else:
-            self.board.use(path, kind, f"input-{path.stem}", digest, by_reference=True)
+            self.board.use(path, kind, f"input-{path.stem}", digest, by_digest=True)
 
     def add_output(self, path: str | Path, kind: str, name: str) -> None:
         """Record a file or folder this run has made, by content, and as the W&B artifact STEM-NAME."""
@@ -95,7 +110,12 @@ class Run:
         self.board.produce(path, kind, f"{self.stem}-{name}", entry["sha256"])
 
     def finish(self, summary: str = "") -> None:
-        """The run is done; `summary`, a few lines, is printed and kept in the manifest."""
+        """The run is done; `summary`, a few lines, is printed and kept in the manifest.
+
+        Its metrics become an output: an analysis that reads them is linked to the run.
+        """
+        if not self.closed and self.record.metrics.exists():
+            self.add_output(self.record.metrics, "metrics", "metrics")
         self.close("finished", summary=summary, error=None)
         if summary:
             print(summary)
@@ -125,14 +145,16 @@ class Run:
         if error is not None and not self.closed:
             self.fail(error)
 
-    def go_back(self) -> None:
-        """Choose the checkpoint to go on from, and cut the record back to it."""
+    def go_back(self) -> list[dict[str, Any]]:
+        """Choose the checkpoint to go on from and cut the record back to it; returns the rows of metrics cut off."""
         from vr1lib.training.checkpoint import newest_checkpoint, read_state  # with torch, which others don't need
 
+        before = self.record.rows()
         self.resume_from = newest_checkpoint(self.folder / "checkpoints", say)
         self.record.rewind(read_state(self.resume_from)["recorded"] if self.resume_from else {})
         self.update(resumed_from=shown(self.resume_from) if self.resume_from else None)
         say(f"resumed from {shown(self.resume_from)}" if self.resume_from else "no checkpoint yet: starting anew")
+        return before[len(self.record.rows()) :]
 
     def update(self, **entries: Any) -> None:
         self.manifest.update(entries)
@@ -166,8 +188,6 @@ def start_run(stem: str, params: Parameters) -> Run:
     else:
         manifest, lock = claim_folder(stem, params)
     active = Run(stem, params, folder, manifest, lock)
-    if isinstance(params, TrainingParameters) and params.resume:
-        active.go_back()
     atexit.register(active.close_at_exit)
     watch_cells(active.after_cell)
     return active
