@@ -53,9 +53,11 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# JupyterLab on the page that says where to start; `make lab LAB_OPTIONS="--no-browser --port 9999"` on another machine.
 lab: export GOMP_SPINCOUNT ?= 1000
+lab: export JUPYTER_PREFER_ENV_PATH ?= 1
 lab: setup
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/README.md --LabApp.app_settings_dir=notebooks/.lab $(LAB_OPTIONS)
 
 bench: setup
 	@for measure in bench/*.py; do echo "== $$measure"; $(BIN)/python $$measure || exit 1; done
