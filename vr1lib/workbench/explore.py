@@ -212,11 +212,14 @@ def show_bridging(
     rows: Sequence[ColdRow], rejects: Sequence[Reject], problems: Sequence[Problem], show_gold: bool, first: ColdRow
 ) -> None:
     """Step through the bridging of one picture, or of a problem that fell by the wayside; at first all of `first`."""
-    by_id = {problem.id: problem for problem in problems}
+    by_id = {problem.id: problem for problem in [*rows, *problems]}
     fallen = [reject for reject in rejects if reject.id in by_id and reject.step in FELL_AT]
     items: list[ColdRow | Reject] = [first, *(row for row in rows[:MOST_ROWS] if row is not first)]
     items += fallen[: MOST_ROWS // 2]
-    names = [f"{item.id}: {item.reason}" if isinstance(item, Reject) else f"{item.id}: kept" for item in items]
+    names = []
+    for number, item in enumerate(items, start=1):
+        question = " ".join(by_id[item.id].question.split())[:48]
+        names.append(f"{number}: {question} ({f'fell: {item.reason}' if isinstance(item, Reject) else 'kept'})")
     controls = {
         "item": Choice("problem", lambda _: [(name, place) for place, name in enumerate(names)], 0),
         "step": Choice("step", lambda _: [(name, place) for place, name in enumerate(BRIDGE)], 0, buttons=True),
@@ -225,8 +228,8 @@ def show_bridging(
     def view(item: int, step: int) -> str:
         chosen = items[item]
         if isinstance(chosen, Reject):
-            return flow_html(step) + fallen_html(chosen, by_id[chosen.id], step)
-        return flow_html(step) + bridge_html(chosen, step, show_gold)
+            return fallen_html(chosen, by_id[chosen.id], step)
+        return bridge_html(chosen, step, show_gold)
 
     everything = "<hr>".join(flow_html(step) + bridge_html(first, step, show_gold) for step in range(len(BRIDGE)))
     show(view, controls, columns=1, plain=everything)

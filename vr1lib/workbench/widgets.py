@@ -24,7 +24,7 @@ STYLE = """<style>
 .vr1 table { border-collapse: collapse; margin: .4rem 0; } .vr1 td, .vr1 th { border-bottom: 1px solid #ddd;
   padding: .15rem .6rem; text-align: right; vertical-align: top; background: #fff; color: #1c1c1c; }
 .vr1 td.words, .vr1 th.words { text-align: left; max-width: 44rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-.vr1 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0; padding: .5rem; background: #f6f6f6;
+.vr1 pre { white-space: pre-wrap; overflow-wrap: anywhere; word-break: normal; margin: .3rem 0; padding: .5rem; background: #f6f6f6;
   color: #1c1c1c; } .vr1 mark { background: #ffe08a; color: #1c1c1c; } .vr1 ins { background: #cfe8cf; }
 .vr1 .bar { display: inline-block; height: .8em; background: #4a86b8; border: 1px solid #1c1c1c; }
 .vr1 .bar.less { background: #fff; } .vr1 .step { border: 1px solid #777; border-radius: .7rem; padding: 0 .6rem; }
@@ -93,9 +93,10 @@ def widget_of(control: Choice | Number, values: Values) -> Any:
     if isinstance(control, Number):
         limits = {"min": control.lowest, "max": 10**7}
         return ipywidgets.BoundedIntText(control.first, description=control.label, style=style, **limits)
-    kind = ipywidgets.ToggleButtons if control.buttons else ipywidgets.Dropdown
-    options = control.options(values)
-    return kind(options=options, value=control.first, description=control.label, style=style)
+    chosen = {"options": control.options(values), "value": control.first, "description": control.label}
+    if control.buttons:
+        return ipywidgets.ToggleButtons(**chosen, style=style | {"button_width": "max-content"})
+    return ipywidgets.Dropdown(**chosen, style=style, layout=ipywidgets.Layout(width="max-content"))
 
 
 def refill(widget: Any, options: Sequence[tuple[str, Any]]) -> None:
