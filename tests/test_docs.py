@@ -14,7 +14,7 @@ from vr1lib.workbench import cli, parameters_doc
 from vr1lib.workbench.params import PARAMETERS
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "outputs/README.md")]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "outputs/README.md", "notebooks/README.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 PATH = re.compile(r"[\w.-]+(/[\w.-]+)*(/|\.(py|md|yaml|toml|txt|csv|ipynb|js))")
