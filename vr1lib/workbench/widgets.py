@@ -21,14 +21,19 @@ Values = dict[str, Any]
 DOUBT = re.compile(rf"\b(?:{'|'.join(map(re.escape, REFLECTION_WORDS))})\b", re.I)
 STYLE = """<style>
 .vr1 { color: #1c1c1c; background: #fff; padding: .6rem; border: 1px solid #ccc; line-height: 1.4; }
-.vr1 table { border-collapse: collapse; margin: .4rem 0; } .vr1 td, .vr1 th { border-bottom: 1px solid #ddd;
-  padding: .15rem .6rem; text-align: right; vertical-align: top; background: #fff; color: #1c1c1c; }
-.vr1 td.words, .vr1 th.words { text-align: left; max-width: 44rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-.vr1 pre { white-space: pre-wrap; overflow-wrap: anywhere; word-break: normal; margin: .3rem 0; padding: .5rem; background: #f6f6f6;
-  color: #1c1c1c; } .vr1 mark { background: #ffe08a; color: #1c1c1c; } .vr1 ins { background: #cfe8cf; }
+.vr1 table { border-collapse: collapse; margin: .4rem 0; }
+.vr1 td, .vr1 th { border-bottom: 1px solid #ddd; padding: .15rem .6rem; text-align: right; vertical-align: top;
+  background: #fff; color: #1c1c1c; }
+.vr1 td.words, .vr1 th.words { text-align: left; max-width: 44rem; }
+.vr1 td.words, .vr1 pre { white-space: pre-wrap; overflow-wrap: anywhere; word-break: normal; }
+.vr1 pre { margin: .3rem 0; padding: .5rem; background: #f6f6f6; color: #1c1c1c; }
+.vr1 mark { background: #ffe08a; color: #1c1c1c; }
+.vr1 ins { background: #cfe8cf; }
 .vr1 .bar { display: inline-block; height: .8em; background: #4a86b8; border: 1px solid #1c1c1c; }
-.vr1 .bar.less { background: #fff; } .vr1 .step { border: 1px solid #777; border-radius: .7rem; padding: 0 .6rem; }
-.vr1 .step.now { background: #123a5e; color: #fff; } .vr1 img { border: 1px solid #ccc; max-height: 9rem; vertical-align: top; }
+.vr1 .bar.less { background: #fff; }
+.vr1 .step { border: 1px solid #777; border-radius: .7rem; padding: 0 .6rem; }
+.vr1 .step.now { background: #123a5e; color: #fff; }
+.vr1 img { border: 1px solid #ccc; max-height: 9rem; vertical-align: top; }
 </style>"""
 
 
