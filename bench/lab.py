@@ -82,7 +82,7 @@ def copied_project(folder: Path, size: str, outputs: Path | None) -> Path:
 @contextmanager
 def served(project: Path) -> Iterator[None]:
     """`make lab` in the copy, with this checkout's environment and library."""
-    options = f"--no-browser --allow-root --port {PORT} --ServerApp.token={TOKEN}"
+    options = f"--no-browser --allow-root --port {PORT} --ServerApp.port_retries=0 --ServerApp.token={TOKEN}"
     command = ["make", "-o", "setup", "lab", f"VENV={ROOT / '.venv'}", f"LAB_OPTIONS={options}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}
     with (project / "lab.log").open("w") as log:
