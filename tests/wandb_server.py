@@ -2,17 +2,18 @@
 
 import gzip
 import json
+import re
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Received:
-    """What has come: history rows and config by run, artifacts and who used them, alerts, files, other mutations."""
+    """What has come: history rows and config by run, artifacts and who used them, alerts, files, views."""
 
     def __init__(self):
         self.history, self.runs, self.artifacts, self.used, self.alerts = {}, {}, {}, [], []
-        self.files, self.mutations = [], []
+        self.files, self.views = [], []
         self.refuse = set()  # operations that are answered with an error
 
     def answer(self, operation, given, url):
@@ -55,7 +56,20 @@ class Received:
         if operation == "UseArtifact":
             self.used.append(given["input"] if "input" in given else given)
             return {"useArtifact": {"artifact": {"id": "A"}}}
-        self.mutations.append((operation, given))
+        if operation in ("Viewer", "GetViewer"):
+            teams = {"edges": [{"node": {"name": "me"}}]}
+            return {"viewer": {"id": "V", "entity": "me", "username": "me", "flags": "{}", "teams": teams}}
+        if operation == "ProjectInternalId":
+            return {"project": {"internalId": "UHJvamVjdDox"}}
+        if operation in ("UpsertView2", "upsertView"):
+            self.views.append(given)
+            about = {name: given[name] for name in ("name", "displayName", "spec")}
+            about |= {"id": "Vmlldzox", "type": "runs", "description": "", "project": bucket("")["project"]}
+            about |= {"entityName": "me", "user": {"username": "me"}, "updatedAt": None, "createdAt": None}
+            return {"upsertView": {"view": about, "inserted": True}}
+        if operation == "GetProjects":
+            page = {"hasNextPage": False, "endCursor": None}
+            return {"models": {"edges": [{"node": bucket("")["project"], "cursor": "c"}], "pageInfo": page}}
         return {}
 
     def stream(self, run, files):
@@ -66,7 +80,8 @@ class Received:
 
 
 def bucket(name):
-    project = {"id": "P", "name": "vision-r1", "entity": {"id": "E", "name": "me"}}
+    project = {"id": "P", "name": "vision-r1", "entityName": "me", "entity": {"id": "E", "name": "me"}}
+    project |= {"createdAt": "2026-01-01T00:00:00Z", "isBenchmark": False, "user": None}
     about = {"id": "UnVu", "name": name, "displayName": name, "description": None, "config": "{}", "sweepName": None}
     return about | {"project": project, "historyLineCount": 0}
 
@@ -86,7 +101,8 @@ def wandb_server():
             body = self.body()
             if self.path.endswith("/graphql"):
                 asked = json.loads(body)
-                reply = received.answer(asked.get("operationName"), asked.get("variables") or {}, address)
+                named = re.search(r"(?:query|mutation)\s+(\w+)", asked["query"])
+                reply = received.answer(named[1], asked.get("variables") or {}, address)
                 self.reply(reply if "errors" in reply else {"data": reply})
                 return
             if self.path.endswith("/file_stream"):
