@@ -155,6 +155,17 @@ def parser() -> argparse.ArgumentParser:
     browse.add_argument("--out", metavar="FILE", help="default: browser.html in the first run folder")
     browse.set_defaults(command=browse_runs)
 
+    dashboard = commands.add_parser("dashboard", help="a workspace and a report for these runs in W&B")
+    dashboard.add_argument("project", metavar="PROJECT", help="the W&B project (the parameter wandb_project)")
+    dashboard.add_argument("--entity", metavar="E", help="user or team (default: your own)")
+    dashboard.add_argument("--dry-run", action="store_true", help="print what it would make, without network or login")
+    dashboard.add_argument("--json", action="store_true", help="print JSON for a program")
+    dashboard.set_defaults(command=write_dashboard)
+
+    sync = commands.add_parser("sync", help="upload what runs recorded offline to W&B")
+    sync.add_argument("runs", nargs="*", metavar="RUN", help="run folders, or STEM/RUN below outputs/ (default: all)")
+    sync.set_defaults(command=sync_runs)
+
     report = commands.add_parser("report", help="one self-contained HTML page over run folders")
     report.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or STEM/RUN below outputs/")
     report.add_argument("--out", metavar="FILE", help="default: report.html in the first run folder")
@@ -237,6 +248,19 @@ def browse_runs(options: argparse.Namespace) -> int:
 
     print(write_browser(folders, Path(options.out) if options.out else folders[0] / "browser.html"))
     return 0
+
+
+def write_dashboard(options: argparse.Namespace) -> int:
+    from vr1lib.workbench.dashboard import dashboard_command
+
+    return dashboard_command(options.project, options.entity, options.dry_run, options.json)
+
+
+def sync_runs(options: argparse.Namespace) -> int:
+    folders = [find_run(run) for run in options.runs]
+    from vr1lib.workbench.sync import sync_command
+
+    return sync_command(folders)
 
 
 def merge_model(options: argparse.Namespace) -> int:
