@@ -250,6 +250,9 @@ def test_damaged_checkpoint_is_passed_over_with_a_line_that_says_why(saved, tmp_
     assert newest_checkpoint(folder, told.append) == folder / "step-000002"
     [line] = told
     assert f"{folder / 'step-000004'}: damaged ({reason}" in line
+    harm(folder / "step-000002")
+    with pytest.raises(RequestError, match="every checkpoint is damaged"):
+        newest_checkpoint(folder, told.append)
 
 
 def test_foreign_folders_are_passed_over_with_a_line_and_left_alone(tiny, saved, tmp_path):

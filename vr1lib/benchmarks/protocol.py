@@ -70,6 +70,8 @@ class TrainedOn:
         self.groups: dict[str, str] = {}
         self.contents: dict[str, str] = {}
         for file in files:
+            if not Path(file).is_file():
+                raise RequestError(f"exclude: {file}: no such file; give the JSONL files that were trained on, or []")
             for problem in read_problems(file):
                 name = Path(file).name
                 self.ids.setdefault(problem.id, name)

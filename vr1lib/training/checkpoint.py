@@ -113,9 +113,10 @@ class Checkpoints:
 
 
 def newest_checkpoint(folder: str | Path, tell: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint of a run's checkpoints folder, every file of it checked; None if there is none.
+    """The newest whole checkpoint of a run's checkpoints folder, every file of it checked; None if none was finished.
 
-    Half-written, damaged and foreign folders are passed over, each with a line that says which and why.
+    Half-written, damaged and foreign folders are passed over, each with a line that says which and why. Raises
+    RequestError if all are damaged: to start anew would throw away what the run has recorded.
     """
     folder = Path(folder)
     finished = finished_checkpoints(folder)
@@ -129,6 +130,10 @@ def newest_checkpoint(folder: str | Path, tell: Callable[[str], None]) -> Path |
         if fault is None:
             return path
         tell(f"{path}: damaged ({fault}); passed over")
+    if finished:
+        raise RequestError(
+            f"{folder}: every checkpoint is damaged; start a new run, or remove the folder to begin again"
+        )
     return None
 
 

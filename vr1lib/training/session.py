@@ -15,6 +15,7 @@ from vr1lib.models.inference_copy import fill, whole_copy
 from vr1lib.models.rollout_vllm import SamplerLost, VllmSampler
 from vr1lib.models.vlm import Vlm
 from vr1lib.records import RequestError
+from vr1lib.reward import RewardKind
 from vr1lib.training.processes import Sharding, accelerator_for
 
 Result = TypeVar("Result")
@@ -47,7 +48,7 @@ class GrpoSettings:
     kl_coefficient: float = 0.01
     mask_truncated: bool = False
     dynamic_sampling_refills: int = 0
-    reward: Literal["hard", "format_plus_result"] = "hard"
+    reward: RewardKind = "hard"
     temperature: float = 1.0
     top_p: float = 1.0
     rollout_rows: int = 64

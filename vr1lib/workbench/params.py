@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 
 import vr1lib
 from vr1lib.records import RequestError
+from vr1lib.reward import RewardKind
 
 SECRET_NAME = re.compile(r"(^|_)(key|token|secret|password|passwd|credential|credentials)$", re.IGNORECASE)
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "min_length": "", "max_length": "", "pattern": ""}
@@ -251,7 +252,7 @@ class PtstGrpoParameters(TrainingParameters):
         8, ge=1, description="Problems per optimizer step, all processes together (not in the paper; EasyR1: 512)."
     )
     updates_per_step: int = Field(1, ge=1, description="Optimizer steps that share a step's samples (EasyR1: 4).")
-    reward: Literal["hard", "format_plus_result"] = Field(
+    reward: RewardKind = Field(
         "hard", description="hard: 1 iff format and answer are right (Section 3.4); format_plus_result: Zero's 1:1."
     )
     system_prompt: Literal["none", "zero"] = Field(
