@@ -108,7 +108,7 @@ def passes(browser: Any, project: Path, stem: str, options: argparse.Namespace) 
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     started = time.monotonic()
-    status = wait_until_done(page, project / "outputs" / stem, options.pictures)
+    status = wait_until_done(page, project / "outputs" / stem)
     page.wait_for_timeout(3000)
     works = stem not in CONTROLS or status != "finished" or moves(page, *CONTROLS[stem])
     if options.pictures:
@@ -130,13 +130,13 @@ def kernel_of(page: Any) -> str:
     return kernels[0]["id"]
 
 
-def wait_until_done(page: Any, runs: Path, pictures: Path | None, minutes: float = 20) -> str:
-    """The run's status once it is not running any more; a screen of the training cell is kept meanwhile."""
-    ends = time.monotonic() + 60 * minutes
-    while time.monotonic() < ends:
+def wait_until_done(page: Any, runs: Path, minutes: float = 20) -> str:
+    """The status of the run that begins now, once it is not running any more."""
+    began = time.time()
+    while time.time() < began + 60 * minutes:
         page.wait_for_timeout(1000)
-        manifests = sorted(runs.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime)
-        status = json.loads(manifests[-1].read_text(encoding="utf-8"))["status"] if manifests else "not started"
+        manifests = [path for path in runs.glob("*/manifest.json") if path.stat().st_mtime > began]
+        status = json.loads(manifests[0].read_text(encoding="utf-8"))["status"] if manifests else "not started"
         if status not in ("running", "not started"):
             return status
     return "not done in time"

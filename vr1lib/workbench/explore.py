@@ -73,19 +73,18 @@ def group_html(group: Sequence[SavedCompletion], by_id: Mapping[str, Problem], n
     rewards = torch.tensor([[row.reward for row in group]])
     advantages = group_advantages(rewards, normalise_by_std=normalise_by_std)[0].tolist()
     problem = by_id.get(group[0].problem_id)
-    top = question_html(problem) if problem else f"<p><code>{escape(group[0].problem_id)}</code></p>"
     deviation = f"{rewards.std():.2f}" if len(group) > 1 else "0"
     facts = (
         f"step {group[0].step}, stage {group[0].stage + 1}: {len(group)} completions, mean reward {rewards.mean():.2f}"
     )
     facts += f", std {deviation}" + ("; all equal, so nothing is learnt here" if not any(advantages) else "")
-    head = (
-        "<tr><th>reward</th><th>advantage</th><th class='words'></th><th>tokens</th><th class='words'>completion</th>"
-    )
+    facts = f"<p>{facts}</p>"
+    top = question_html(problem, facts) if problem else f"<p><code>{escape(group[0].problem_id)}</code></p>{facts}"
+    head = "<th>reward</th><th>advantage</th><th class='words'></th><th>tokens</th><th class='words'>completion</th>"
     ranked = sorted(zip(group, advantages), key=lambda item: (-item[1], item[0].tokens))
     widest = max(map(abs, advantages)) or 1.0
     body = "".join(completion_html(row, advantage, widest) for row, advantage in ranked)
-    return f"{top}<p>{facts}</p><table>{head}</tr>{body}</table>"
+    return f"{top}<table><tr>{head}</tr>{body}</table>"
 
 
 def completion_html(row: SavedCompletion, advantage: float, widest: float) -> str:

@@ -33,6 +33,7 @@ STYLE = """<style>
 .vr1 .bar.less { background: #fff; }
 .vr1 .step { border: 1px solid #777; border-radius: .7rem; padding: 0 .6rem; }
 .vr1 .step.now { background: #123a5e; color: #fff; }
+.vr1 .problem { display: flex; flex-wrap: wrap; gap: 1rem; }
 .vr1 img { border: 1px solid #ccc; max-height: 9rem; vertical-align: top; }
 </style>"""
 
@@ -121,9 +122,11 @@ def pictures_html(problem: Problem) -> str:
     return "".join(f'<img src="{thumbnail(path)}" alt="picture of the problem"> ' for path in problem.images)
 
 
-def question_html(problem: Problem) -> str:
+def question_html(problem: Problem, more: str = "") -> str:
+    """Pictures, and beside them the question, its gold, and `more` HTML."""
     question = escape(question_text(problem)).replace("\n", "<br>")
-    return f"<p>{pictures_html(problem)}</p><p><b>{question}</b> &nbsp; gold: <b>{escape(problem.answer)}</b></p>"
+    said = f"<p><b>{question}</b><br>gold: <b>{escape(problem.answer)}</b></p>{more}"
+    return f'<div class="problem"><div>{pictures_html(problem)}</div><div>{said}</div></div>'
 
 
 def marked(text: str) -> str:
