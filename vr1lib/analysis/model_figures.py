@@ -295,6 +295,7 @@ def ablation_board(rows: Sequence[Mapping[str, Any]]) -> Figure:
     accuracy.set_yticks(range(len(names)), names, fontsize=9)
     accuracy.set_ylim(len(names) - 0.4, -0.6)
     percent_axis(accuracy, "right, %\n(line: 95 % interval, dots: seeds)")
+    accuracy.set_xlim(0, 124)  # room for a number beside 100
     length.set_xlim(0, 1.4 * max(1, *(row["mean_length_tokens"] for row in rows)))
     length.set_xlabel("mean length, tokens")
     length.tick_params(left=False)
