@@ -167,8 +167,9 @@ def test_budget_and_time_are_worked_out():
     assert page.count("<td>1,024</td>") == 2 and "equal in every stage" in page
     assert pace.mean_length(64) == 48 and pace.mean_length(128) == 80
     # at most 30 × 10 × 1024 + 20 × 10 × 1024 tokens = 512 s; about 3/4 of the first and 5/8 of the second
-    assert "about 6 min, at most 9 min" in page
+    assert "about 5 min 58 s, at most 8 min 32 s" in page
     assert "not equal: the last stage's is 0.5 times" in explore.schedule_html([(64, 16, 30), (128, 4, 20)], 10, None)
+    assert [explore.in_minutes(seconds) for seconds in (59, 660, 26_000)] == ["59 s", "11 min", "7 h 13 min"]
     assert "No stage" in explore.schedule_html([], 10, pace)
 
 

@@ -91,12 +91,12 @@ def completion_html(row: SavedCompletion, advantage: float, widest: float) -> st
     width = f"{4 * abs(advantage) / widest:.2f}em"
     bar = f'<span class="bar{" less" if advantage < 0 else ""}" style="width: {width}"></span>' if advantage else ""
     cut = " (cut)" if row.finish == "length" else ""
-    text = marked(row.text)
+    text, why = marked(row.text), "" if row.reward == 1 else f"<br><small>{escape(row.reason)}</small>"
     if len(row.text) > 240:
         text = f"<details><summary>{marked(row.text[:160])} …</summary>{text}</details>"
     return (
         f"<tr><td>{row.reward:g}</td><td>{advantage:+.2f}</td><td class='words'>{bar}</td><td>{row.tokens}{cut}</td>"
-        f"<td class='words'>{text}<br><small>{escape(row.reason)}</small></td></tr>"
+        f"<td class='words'>{text}{why}</td></tr>"
     )
 
 
@@ -194,9 +194,9 @@ def schedule_html(stages: Sequence[tuple[int, int, int]], prompts_per_step: int,
 
 
 def in_minutes(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 10:
+        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 

@@ -24,7 +24,7 @@ STYLE = """<style>
 .vr1 table { border-collapse: collapse; margin: .4rem 0; }
 .vr1 td, .vr1 th { border-bottom: 1px solid #ddd; padding: .15rem .6rem; text-align: right; vertical-align: top;
   background: #fff; color: #1c1c1c; }
-.vr1 td.words, .vr1 th.words { text-align: left; max-width: 44rem; }
+.vr1 td.words, .vr1 th.words { text-align: left; max-width: 48rem; font-size: .92em; }
 .vr1 td.words, .vr1 pre { white-space: pre-wrap; overflow-wrap: anywhere; word-break: normal; }
 .vr1 pre { margin: .3rem 0; padding: .5rem; background: #f6f6f6; color: #1c1c1c; }
 .vr1 mark { background: #ffe08a; color: #1c1c1c; }
