@@ -203,7 +203,7 @@ def test_offline_run_folder_carries_everything(whole_run):
     history = [entry["item"] for entry in found["history"]]
     losses = {row["step"]: row["loss"] for row in history if "loss" in row}
     assert len(losses) == 2 * TABLE_EVERY + 4 and losses[4] == 0.25
-    assert any(key.startswith("figures/curve") for row in history for key in row)
+    assert [row["step"] for row in history if "figures/curve._type" in row] == [2 * TABLE_EVERY + 4]
     assert any(key.startswith("tables/scores") for row in history for key in row)
     (alert,) = found["alert"]
     assert alert["title"] == "a step was not finite" and alert["level"] == "ERROR"

@@ -45,6 +45,7 @@ class Board:
         self.steps_with_completions = {row["step"] for row in already_logged}
         self.params = params
         self.aliases = [params.run]
+        self.step = 0  # of the last row of metrics: figures and tables belong to it
         self.table: Any = None
         self.waiting: list[Graded] = []  # completions of one step, until all of them are there
         self.problems: Mapping[str, Problem] = {}
@@ -100,6 +101,7 @@ class Board:
             return None
 
     def log(self, row: Mapping[str, Any]) -> None:
+        self.step = row["step"]
         if self.run is not None and row_name(row) not in self.already_logged:
             self.attempt(self.run.log, dict(row))
 
@@ -135,12 +137,12 @@ class Board:
 
     def log_figure(self, name: str, path: Path) -> None:
         if self.run is not None:
-            self.attempt(lambda: self.run.log({f"figures/{name}": self.wandb.Image(str(path))}))
+            self.attempt(lambda: self.run.log({"step": self.step, f"figures/{name}": self.wandb.Image(str(path))}))
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         def log() -> None:
             table = self.wandb.Table(columns=list(columns), data=list(rows), allow_mixed_types=True)
-            self.run.log({f"tables/{name}": table})
+            self.run.log({"step": self.step, f"tables/{name}": table})
 
         if self.run is not None:
             self.attempt(log)
