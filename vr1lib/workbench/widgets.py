@@ -98,7 +98,8 @@ def widget_of(control: Choice | Number, values: Values) -> Any:
     style = {"description_width": "max-content"}
     if isinstance(control, Number):
         limits = {"min": control.lowest, "max": 10**7}
-        return ipywidgets.BoundedIntText(control.first, description=control.label, style=style, **limits)
+        layout = ipywidgets.Layout(width="14em")
+        return ipywidgets.BoundedIntText(control.first, description=control.label, style=style, layout=layout, **limits)
     chosen = {"options": control.options(values), "value": control.first, "description": control.label}
     if control.buttons:
         return ipywidgets.ToggleButtons(**chosen, style=style | {"button_width": "max-content"})
