@@ -210,13 +210,25 @@ def test_micro_batches_add_up_to_the_whole_step(vlm, problems):
         assert torch.allclose(one[name], many[name], rtol=1e-3, atol=1e-6), name
 
 
-def test_micro_batches_hold_every_row_once_within_the_budget(vlm, problems):
+def batch_tokens(batch):
+    """Every prompt counted once."""
+    return sum({id(row.prompt): len(row.prompt) for row in batch}.values()) + sum(
+        len(row.sampled.token_ids) for row in batch
+    )
+
+
+@pytest.mark.parametrize("budget", [60, 150, 300, 10**6])
+def test_micro_batches_hold_every_row_once_within_the_budget(vlm, problems, budget):
     rows = rolled_out(prepare(vlm, PLAIN), problems)
-    batches = list(grpo.micro_batches(rows, 150))
+    batches = list(grpo.micro_batches(rows, budget))
     assert sorted(id(row) for batch in batches for row in batch) == sorted(map(id, rows))
-    for batch in batches:
-        prompt, completion = (max(map(len, part)) for part in zip(*((r.prompt, r.sampled.token_ids) for r in batch)))
-        assert len(batch) == 1 or len(batch) * (prompt + completion) <= 150
+    assert all(len(batch) == 1 or batch_tokens(batch) <= budget for batch in batches)
+    groups = [[row for row in rows if row.draw == draw] for draw in range(len(problems))]
+    for group in groups:
+        parts = [batch for batch in batches if any(row in batch for row in group)]
+        assert len(parts) == 1 or batch_tokens(group) > budget  # divided only where it has to be
+    apart = list(grpo.micro_batches(rows, budget, several_groups=False))
+    assert all(len({row.draw for row in batch}) == 1 for batch in apart) and len(apart) >= len(groups)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.7])

@@ -9,8 +9,9 @@ Marks ("<|im_start|>{role}\\n") are written here as text and split at their spec
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -48,6 +49,12 @@ class Family:
     token_inputs: Callable[[Tensor, int, Inputs], Inputs]  # (ids [tokens], image id, pictures) → inputs [tokens, …]
     decode_state: Callable[[torch.nn.Module, Inputs], Inputs]  # (model, batch it just read) → state [rows, …]
     decode_inputs: Callable[[Inputs, int], Inputs]  # (state, decode steps before) → one step's inputs
+    positions: Callable[
+        [torch.nn.Module, Any], Tensor
+    ]  # (model, prompt) → position_ids [3, 1, tokens] or [1, tokens]
+    in_one_line: Callable[
+        [Sequence[Inputs], Sequence[Inputs]], tuple[Inputs, Inputs]
+    ]  # token inputs, picture inputs
     can_pack: bool  # several rows in one line, told apart by their positions
     prepare: Callable[[torch.nn.Module], None] = lambda model: None  # once, on every model built from a folder
 
@@ -116,6 +123,23 @@ def inner_model(model: torch.nn.Module) -> torch.nn.Module:
     return model.model
 
 
+def rotary_positions(model: torch.nn.Module, prompt: Any) -> Tensor:
+    """Time, height and width of a prompt's tokens as the model counts them for it alone: [3, 1, tokens]."""
+    positions, _ = inner_model(model).get_rope_index(
+        prompt.input_ids[None], mm_token_type_ids=prompt.mm_token_type_ids[None], image_grid_thw=prompt.image_grid_thw
+    )
+    return positions
+
+
+def one_after_another(token_inputs: Sequence[Inputs], picture_inputs: Sequence[Inputs]) -> tuple[Inputs, Inputs]:
+    """The inputs of rows that stand in one line; each token knows its picture from the order they come in."""
+    seeing = [inputs for inputs in picture_inputs if inputs]
+    return (
+        {name: torch.cat([inputs[name] for inputs in token_inputs]) for name in token_inputs[0]},
+        {name: torch.cat([inputs[name] for inputs in seeing]) for name in next(iter(seeing), {})},
+    )
+
+
 def rotary_state(model: torch.nn.Module, batch: Inputs) -> Inputs:
     return {"next_position": next_positions(model, batch)}
 
@@ -144,6 +168,26 @@ def cross_attention_mask(input_ids: Tensor, image_token_id: int, pictures: Input
 def last_seen(model: torch.nn.Module, batch: Inputs) -> Inputs:
     """What the last token of each prompt sees. Positions the model counts itself, from the padding on."""
     return {name: batch[name][:, -1:] for name in ["cross_attention_mask"] if name in batch}
+
+
+def places(model: torch.nn.Module, prompt: Any) -> Tensor:
+    """[1, tokens]: 0, 1, 2, …"""
+    return torch.arange(len(prompt.input_ids))[None]
+
+
+def each_sees_its_own(token_inputs: Sequence[Inputs], picture_inputs: Sequence[Inputs]) -> tuple[Inputs, Inputs]:
+    """The inputs of rows that stand in one line: one list of all their pictures, of which each row sees its own."""
+    masks = [inputs["cross_attention_mask"] for inputs in token_inputs]  # [tokens, images, tiles]
+    images = [inputs["aspect_ratio_ids"].shape[1] for inputs in picture_inputs]
+    rows, first = [], 0
+    for mask, count in zip(masks, images, strict=True):
+        tiles = max(mask.shape[2] for mask in masks)
+        row = mask.new_zeros(len(mask), sum(images), tiles)
+        row[:, first : first + count, : mask.shape[2]] = mask[:, :count]
+        rows.append(row)
+        first += count
+    pictures = {name: torch.cat([inputs[name] for inputs in picture_inputs], dim=1) for name in picture_inputs[0]}
+    return {"cross_attention_mask": torch.cat(rows)}, pictures
 
 
 def blind_text_before_pictures(model: torch.nn.Module) -> None:
@@ -182,6 +226,8 @@ CHATML = {
     "token_inputs": image_token_types,
     "decode_state": rotary_state,
     "decode_inputs": rotary_inputs,
+    "positions": rotary_positions,
+    "in_one_line": one_after_another,
     "can_pack": True,
 }
 
@@ -219,6 +265,8 @@ FAMILIES: dict[str, Family] = {
         token_inputs=cross_attention_mask,
         decode_state=last_seen,
         decode_inputs=lambda state, step: state,
+        positions=places,
+        in_one_line=each_sees_its_own,
         can_pack=False,  # a line has one list of pictures, and its rows would share it
         prepare=blind_text_before_pictures,
     ),

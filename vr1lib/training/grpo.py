@@ -361,7 +361,8 @@ def equal_micro_batches(session: Session, rollouts: Sequence[Rollout], spare: Ro
 
     A process with fewer goes on with the spare row, which has no loss there.
     """
-    batches = list(micro_batches(rollouts, session.settings.micro_batch_tokens))
+    several_groups = session.vlm.family.can_pack
+    batches = list(micro_batches(rollouts, session.settings.micro_batch_tokens, several_groups))
     most = max(gather_object([len(batches)]))
     batches += [[without_loss(spare)]] * (most - len(batches))
     return batches if session.settings.sharding == "none" else with_pictures(session, batches, spare)
@@ -389,20 +390,26 @@ def without_loss(row: Rollout) -> Rollout:
     return replace(row, has_loss=False, policy_logprobs=None, reference_logprobs=nothing)
 
 
-def micro_batches(rollouts: Sequence[Rollout], max_tokens: int) -> Iterator[list[Rollout]]:
-    """Rows of like length together, each batch at most `max_tokens` padded tokens (a longer row goes alone)."""
-
-    def length(row: Rollout) -> tuple[int, int]:
-        return len(row.sampled.token_ids), len(row.prompt.input_ids)
-
+def micro_batches(rollouts: Sequence[Rollout], max_tokens: int, several_groups: bool = True) -> Iterator[list[Rollout]]:
+    """Rows group by group, each batch at most `max_tokens` tokens with every prompt counted once (a longer row goes
+    alone). A group is divided only if it doesn't fit a batch of its own."""
+    groups: dict[int, list[Rollout]] = {}
+    for row in rollouts:
+        groups.setdefault(id(row.prompt), []).append(row)
     batch: list[Rollout] = []
-    widest = 0
-    for row in sorted(rollouts, key=length):
-        width = max(widest, sum(length(row)))
-        if batch and width * (len(batch) + 1) > max_tokens:
+    tokens = 0
+    for rows in groups.values():
+        whole = len(rows[0].prompt) + sum(len(row.sampled.token_ids) for row in rows)
+        if batch and (not several_groups or tokens + whole > max_tokens):
             yield batch
-            batch, width = [], sum(length(row))
-        batch.append(row)
-        widest = width
+            batch, tokens = [], 0
+        tokens += len(rows[0].prompt)
+        for row in sorted(rows, key=lambda row: len(row.sampled.token_ids)):
+            length = len(row.sampled.token_ids)
+            if batch and tokens + length > max_tokens:
+                yield batch
+                batch, tokens = [], len(row.prompt)
+            batch.append(row)
+            tokens += length
     if batch:
         yield batch

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vr1lib.models.families import inner_model
+from vr1lib.models.families import one_after_another, rotary_positions
 from vr1lib.models.vlm import IGNORED_LABEL, EncodedRow, Vlm, collate_rows
 from vr1lib.records import RequestError
 
@@ -57,12 +57,12 @@ def collate_packed(rows: Sequence[EncodedRow], vlm: Vlm) -> dict[str, Tensor]:
     Raises RequestError for a family that can't be packed.
     """
     check_packable(vlm)
-    pictures = [row.picture_inputs for row in rows if row.picture_inputs]
+    tokens, pictures = one_after_another([row.token_inputs for row in rows], [row.picture_inputs for row in rows])
     line = EncodedRow(
         problem_id=", ".join(row.problem_id for row in rows),
         input_ids=torch.cat([row.input_ids for row in rows]),
-        token_inputs={name: torch.cat([row.token_inputs[name] for row in rows]) for name in rows[0].token_inputs},
-        picture_inputs={name: torch.cat([inputs[name] for inputs in pictures]) for name in next(iter(pictures), {})},
+        token_inputs=tokens,
+        picture_inputs=pictures,
         labels=torch.cat([after_first(row.labels) for row in rows]),
     )
     batch = collate_rows([line], vlm.pad_token_id)
@@ -78,7 +78,4 @@ def after_first(labels: Tensor) -> Tensor:
 def row_positions(row: EncodedRow, vlm: Vlm) -> Tensor:
     """[4, 1, tokens]: the place in the row; time, height and width as the model counts them for the row alone."""
     places = torch.arange(len(row)).view(1, 1, -1)
-    rotary, _ = inner_model(vlm.model).get_rope_index(
-        row.input_ids[None], mm_token_type_ids=row.mm_token_type_ids[None], image_grid_thw=row.image_grid_thw
-    )
-    return torch.cat([places, rotary])
+    return torch.cat([places, rotary_positions(vlm.model, row)])
