@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from torch.nn.attention.bias import causal_lower_right
 
 from vr1lib.data.shapeworld import make_problems
-from vr1lib.models import shared_prompt
 from vr1lib.models.families import FAMILIES
 from vr1lib.models.shared_prompt import ATTENTION, group_of, let_share_prompts, line_of
 from vr1lib.models.tiny import build_tiny_vlm
@@ -173,7 +173,7 @@ def test_the_pattern_a_gpu_knows_by_name_is_the_mask_of_a_cpu(folder, problems, 
     line = line_of(vlm, prompts, completions)
     for group in line.inputs["layout"].groups:
         for part in (part for part in group.completions if part.mask is not None):
-            named = shared_prompt.causal_lower_right(*part.mask.shape)
+            named = causal_lower_right(*part.mask.shape)
             assert torch.equal(named._materialize(torch.device("cpu")), part.mask)
             object.__setattr__(part, "mask", named)
     monkeypatch.setattr(logprobs, "line_of", lambda *arguments: line)

@@ -9,6 +9,8 @@ import torch
 from transformers import AutoConfig
 
 from vr1lib.data.shapeworld import make_problems
+from vr1lib.models.decoding import read_prompts
+from vr1lib.models.shared_prompt import let_share_prompts, line_of
 from vr1lib.models.tiny import build_tiny_vlm
 from vr1lib.models.vlm import collate_prompts, load_vlm, with_completions
 from vr1lib.schedule import PTST_PAPER, Stage
@@ -129,17 +131,15 @@ def test_cache_is_counted_to_the_byte(folders, problems, family):
     shape = tiny_shape(folders(family))
     prompt = vlm.encode_prompt(problems[0])
     with torch.no_grad():
-        batch = collate_prompts([prompt, prompt], vlm.pad_token_id)
-        ids = torch.full((2, 7), 5)
-        cache = vlm.model(**with_completions(batch, ids, torch.ones_like(ids)), use_cache=True).past_key_values
-    cached = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+        _, reading = read_prompts(vlm, [prompt], 2)
+    reading.lengthen(7)
     picture = int(prompt.image_grid_thw.prod()) * 14 * 14 if prompt.image_grid_thw is not None else 1
     plan = GrpoPlan(
         stages=(Stage(7, 2, 1),), prompts_per_step=1, rollout_rows=2, largest_picture=picture,
         text_tokens=len(prompt) - shape.picture_tokens(picture),
     )  # fmt: skip
     assert plan.prompt_tokens(shape) == len(prompt)
-    assert parts(plan.estimate(shape))["KV cache"] == cached
+    assert parts(plan.estimate(shape))["KV cache"] == reading.nbytes
 
 
 def saved_for_backward(vlm, batch, autocast):
@@ -180,6 +180,34 @@ def test_a_layer_s_activations_are_within_2_percent_of_what_autograd_saves(folde
     assert layer_bytes(plan, tiny_shape(folders()), rows, width) == pytest.approx(one_layer, rel=0.02)
 
 
+@pytest.mark.parametrize(("method", "dtype"), [("full", "float32"), ("lora", "bfloat16")])
+def test_a_layer_of_completions_that_share_prompts_is_counted_too(folders, problems, method, dtype):
+    saved, stage, groups = {}, Stage(60, 4, 1), 2
+    for layers in (2, 3):
+        vlm = load_vlm(folders(layers=layers), method=method, dtype=dtype, lora_rank=8)
+        prompts = [vlm.encode_prompt(problems[0]) for _ in range(groups)]
+        rows = [prompt for prompt in prompts for _ in range(4)]
+        let_share_prompts(vlm.model)
+        saved[layers] = saved_for_backward(vlm, line_of(vlm, rows, [[5] * 60] * 8).inputs, dtype == "bfloat16")
+    plan = GrpoPlan(
+        method=method, dtype=dtype, lora_rank=8, cuda=False, stages=(stage,), prompts_per_step=2, largest_picture=1,
+        micro_batch_tokens=groups * (len(prompts[0]) + 4 * 60), pictures=0, text_tokens=len(prompts[0]),
+    )  # fmt: skip
+    shape = tiny_shape(folders())
+    assert plan.micro_batch(len(prompts[0]), stage) == (2, 8)
+    deeper = replace(shape, layers=shape.layers + 1)
+    told = parts(plan.estimate(deeper))["activations"] - parts(plan.estimate(shape))["activations"]
+    assert told == pytest.approx(saved[3] - saved[2], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"), [(10, (1, 1)), (500, (1, 3)), (1100, (1, 8)), (1900, (2, 16)), (10**6, (5, 40))]
+)
+def test_a_micro_batch_is_whole_groups_or_part_of_one(budget, expected):
+    plan = GrpoPlan(stages=(Stage(100, 8, 1),), prompts_per_step=5, micro_batch_tokens=budget)
+    assert plan.micro_batch(150, Stage(100, 8, 1)) == expected
+
+
 def test_recomputing_keeps_one_tensor_a_layer(folders, problems):
     saved = {}
     for layers in (2, 3):
@@ -200,7 +228,7 @@ def test_seven_billion_by_hand(seven):
     )  # fmt: skip
     told = parts(plan.estimate(seven))
     assert plan.prompt_tokens(seven) == 200
-    assert told["KV cache"] == 8 * (200 + 2048) * 28 * 2 * 4 * 128 * 2  # rows, tokens, layers, k and v, heads, bytes
+    assert told["KV cache"] == (200 + 8 * 2048) * 28 * 2 * 4 * 128 * 2  # prompt, rows; layers, k and v, heads, bytes
     in_four_bits = 28 * (3584 * 3584 * 2 + 3584 * 512 * 2 + 3 * 3584 * 18944)
     outside = 8_292_166_656 - in_four_bits
     assert told["weights"] == 2 * outside + in_four_bits * (2048 + 64 + 1) // 4096  # half a byte, 1/64 and 4/(64·256)

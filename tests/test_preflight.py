@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from vr1lib.data.shapeworld import make_problems, write_base_cot
-from vr1lib.models.rollout_local import read_token
+from vr1lib.models.decoding import SharedReading
 from vr1lib.models.tiny import build_tiny_vlm
 from vr1lib.models.vlm import load_vlm
 from vr1lib.records import RequestError, write_jsonl
@@ -131,15 +131,16 @@ def test_measured_parts_are_the_estimated_ones_to_the_byte(folder, problems):
 
 def test_the_cache_reaches_full_length_without_its_decode_steps(folder, problems, monkeypatch):
     read, forwards = [], []
-    monkeypatch.setattr(preflight, "read_token", lambda *given: read.append(given) or read_token(*given))
+    plain = SharedReading.read
+    monkeypatch.setattr(SharedReading, "read", lambda *given: read.append(given) or plain(*given))
     session = prepare(load(folder), SETTINGS)
     session.vlm.model.register_forward_pre_hook(lambda *_: forwards.append(1))
     found = preflight_grpo(session, problems, Schedule([(300, 2, 5)]))
     longest = found.longest_prompt["tokens"]
     assert longest == max(session.vlm.count_prompt_tokens(problem) for problem in problems)
     cache = next(part for part in found.parts if part.name == "KV cache")
-    assert cache.measured_gib * GIB == 2 * 2 * (longest + 300) * 16 * 2 * 4  # prompts, group, tokens, width, k v, bytes
-    assert len(read) == 6 and len(forwards) == 8  # prompts, two times three tokens, one micro-batch; no step of 300
+    assert cache.measured_gib * GIB == 2 * (longest + 2 * 320) * 16 * 2 * 4  # prompt, group, columns, width, k v
+    assert len(read) == 6 and len(forwards) == 2  # two times three tokens and no step of 300; prompts, one micro-batch
 
 
 def test_times_are_those_of_the_whole_schedule(folder, problems, monkeypatch):
@@ -239,7 +240,7 @@ def test_out_of_memory_in_the_rehearsal_names_the_part_and_values(folder, proble
 
     schedule = Schedule([(64, 4, 1)])
     with monkeypatch.context() as patch:
-        patch.setattr(preflight, "read_token", fail)
+        patch.setattr(SharedReading, "read", fail)
         line = refusal(
             preflight_grpo, prepare(load(folder), replace(SETTINGS, prompts_per_step=16)), problems, schedule
         )
@@ -247,7 +248,7 @@ def test_out_of_memory_in_the_rehearsal_names_the_part_and_values(folder, proble
     assert "micro_batch_tokens" not in line and advised(line, "rollout_rows") < 64
     monkeypatch.setattr(preflight, "accumulate_gradients", fail)
     line = refusal(preflight_grpo, prepare(load(folder), replace(SETTINGS, prompts_per_step=16)), problems, schedule)
-    assert "out of memory in the update" in line and "activations" in line and "rollout_rows" not in line
+    assert "out of memory in the update" in line and "logits" in line and "rollout_rows" not in line
     assert advised(line, "micro_batch_tokens") < 16384
 
 

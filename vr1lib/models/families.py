@@ -49,12 +49,8 @@ class Family:
     token_inputs: Callable[[Tensor, int, Inputs], Inputs]  # (ids [tokens], image id, pictures) → inputs [tokens, …]
     decode_state: Callable[[torch.nn.Module, Inputs], Inputs]  # (model, batch it just read) → state [rows, …]
     decode_inputs: Callable[[Inputs, int], Inputs]  # (state, decode steps before) → one step's inputs
-    positions: Callable[
-        [torch.nn.Module, Any], Tensor
-    ]  # (model, prompt) → position_ids [3, 1, tokens] or [1, tokens]
-    in_one_line: Callable[
-        [Sequence[Inputs], Sequence[Inputs]], tuple[Inputs, Inputs]
-    ]  # token inputs, picture inputs
+    positions: Callable[[torch.nn.Module, Any], Tensor]  # (model, prompt) → [3, 1, tokens] or [1, tokens]
+    in_one_line: Callable[[Sequence[Inputs], Sequence[Inputs]], tuple[Inputs, Inputs]]  # token inputs, picture inputs
     can_pack: bool  # several rows in one line, told apart by their positions
     prepare: Callable[[torch.nn.Module], None] = lambda model: None  # once, on every model built from a folder
 

@@ -1,9 +1,10 @@
 """Sampling from a model in this process: every prompt read once, its cache shared by the group.
 
-Each prompt's pictures and text are encoded once, the key-value cache is repeated for the group's samples, and rows that
-have ended leave the batch, so that cost follows the tokens made. Vision tokens are never sampled: a policy that writes
-an image-pad token crashes the next forward. Log-probabilities are kept as sampled, of the distribution after
-temperature and ban but before top-p, which is the one the trainer recomputes (our choice; the paper names neither).
+Each prompt's pictures and text are encoded once, and its keys and values are there once for all of its samples
+(`decoding.py`). Rows that have ended leave the batch and waiting ones enter, so that cost follows the tokens made.
+Vision tokens are never sampled: a policy that writes an image-pad token crashes the next forward. Log-probabilities are
+kept as sampled, of the distribution after temperature and ban but before top-k and top-p, which is the one the trainer
+recomputes (our choice; the paper names neither).
 
 Chance has no state: token t of a sample comes from the t-th number of a stream that its prompt's seed and its own
 number begin. So it is the same beside any other rows, however many are sampled at once, in whatever process, and after
@@ -11,16 +12,18 @@ a resume (our choice; a generator shared by the batch would tie every row to all
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy
 import torch
 from torch import Tensor
-from transformers import Cache
 
-from vr1lib.models.vlm import EncodedPrompt, Vlm, collate_prompts
+from vr1lib.models.decoding import Reading, SharedReading, read_prompts
+from vr1lib.models.vlm import EncodedPrompt, Vlm
 from vr1lib.records import Completion, Problem
 
 COMPACT_BELOW = 0.75  # rows leave the batch once a quarter of it has ended (our choice: copying the cache has a price)
@@ -34,22 +37,6 @@ class Sampled:
     logprobs: list[float]
     finish: str  # "stop" | "length"
     version: int | None = None  # updates behind the weights that sampled, as a server says; None: this process's own
-
-
-@dataclass
-class Reading:
-    """What the model has read of the rows in the batch."""
-
-    cache: Cache
-    attention_mask: Tensor  # [rows, tokens]
-    state: dict[str, Tensor]  # what the model's family needs for the next token, rows first
-    steps: int = 0  # tokens read since the prompt
-
-    def keep(self, rows: Tensor) -> None:
-        """Only `rows` (indices) stay."""
-        self.cache.batch_select_indices(rows)
-        self.attention_mask = self.attention_mask[rows]
-        self.state = {name: value[rows] for name, value in self.state.items()}
 
 
 def seed_of(*parts: int | str) -> int:
@@ -66,32 +53,52 @@ def sample(
     max_completion_tokens: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    top_k: int = 0,
     seeds: Sequence[int],
     rows_at_once: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[Sampled]]:
-    """`group_size` samples for each prompt, whose own seed decides them; temperature 0 is greedy.
+    """`group_size` samples for each prompt, whose own seed decides them; temperature 0 is greedy, top-k 0 is all.
 
-    At most `rows_at_once` samples are in memory with their caches; a larger group is sampled in pieces, and its prompt
-    read once for each. `progress` is told how many rows have just ended.
+    At most `rows_at_once` samples are in memory with their caches. When so many have ended that the next prompt's fit
+    in, they enter; a larger group is sampled in pieces, and its prompt read once for each. `progress` is told how many
+    rows have just ended.
     """
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts")
-    groups: list[list[Sampled]] = [[] for _ in prompts]
-    prompts_at_once = max(1, rows_at_once // group_size)
+    samples: list[list[Sampled | None]] = [[None] * group_size for _ in prompts]
+    waiting = deque(
+        (index, range(first, min(first + rows_at_once, group_size)))
+        for index in range(len(prompts))
+        for first in range(0, group_size, rows_at_once)
+    )
+    batch = Batch(vlm, max_completion_tokens, partial(choose, temperature=temperature, top_p=top_p, top_k=top_k))
     with inference_mode_of(vlm.model):
-        for start in range(0, len(prompts), prompts_at_once):
-            here = range(start, min(start + prompts_at_once, len(prompts)))
-            for first in range(0, group_size, rows_at_once):
-                numbers = range(first, min(first + rows_at_once, group_size))
-                chances = torch.stack(
-                    [uniforms(seeds[index], number, max_completion_tokens) for index in here for number in numbers]
-                )
-                logits, reading = read_prompts(vlm, [prompts[index] for index in here], len(numbers))
-                samples = decode(vlm, logits, reading, chances, temperature, top_p, progress)
-                for place, index in enumerate(here):
-                    groups[index] += samples[place * len(numbers) : (place + 1) * len(numbers)]
-    return groups
+        while waiting or batch.rows:
+            for entering in turns(waiting, rows_at_once, batch):
+                batch.enter([(prompts[index], seeds[index], index, numbers) for index, numbers in entering])
+            ended = batch.step()
+            for index, number, sampled in ended:
+                samples[index][number] = sampled
+            if progress and ended:
+                progress(len(ended))
+    return samples
+
+
+def turns(waiting: deque[tuple[int, range]], rows_at_once: int, batch: "Batch") -> Iterator[list[tuple[int, range]]]:
+    """The prompts whose turn it is, with the numbers of their samples: those that may be read together."""
+    free = rows_at_once - len(batch.rows)
+    if not batch.takes_more:
+        return
+    entering: list[tuple[int, range]] = []
+    while waiting and len(waiting[0][1]) <= free:
+        if entering and len(waiting[0][1]) != len(entering[0][1]):
+            yield entering
+            entering = []
+        entering.append(waiting.popleft())
+        free -= len(entering[-1][1])
+    if entering:
+        yield entering
 
 
 def uniforms(seed: int, number: int, count: int) -> Tensor:
@@ -99,91 +106,94 @@ def uniforms(seed: int, number: int, count: int) -> Tensor:
     return torch.from_numpy(numpy.random.default_rng([seed, number]).random(count))
 
 
-def read_prompts(vlm: Vlm, prompts: Sequence[EncodedPrompt], group_size: int) -> tuple[Tensor, Reading]:
-    """Read each prompt once, for `group_size` rows: the logits of their first token [rows, vocabulary]."""
-    batch = collate_prompts(prompts, vlm.pad_token_id)
-    batch = {name: value.to(vlm.device) for name, value in batch.items()}
-    output = vlm.model(**batch, use_cache=True, logits_to_keep=1)
-    output.past_key_values.batch_repeat_interleave(group_size)
+@dataclass
+class Row:
+    """A sample in the making: its prompt's index, its own number, and which of its chances is next."""
 
-    def repeated(value: Tensor) -> Tensor:
-        return value.repeat_interleave(group_size, dim=0)
-
-    state = {name: repeated(value) for name, value in vlm.family.decode_state(vlm.model, batch).items()}
-    return repeated(output.logits[:, -1]), Reading(output.past_key_values, repeated(batch["attention_mask"]), state)
+    index: int
+    number: int
+    made: int = 0
 
 
-def read_token(vlm: Vlm, reading: Reading, tokens: Tensor) -> Tensor:
-    """Read one more token of every row [rows]: the logits of the next one [rows, vocabulary]."""
-    mask = reading.attention_mask
-    reading.attention_mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-    output = vlm.model(
-        input_ids=tokens.unsqueeze(1),
-        attention_mask=reading.attention_mask,
-        past_key_values=reading.cache,
-        use_cache=True,
-        **vlm.family.decode_inputs(reading.state, reading.steps),
-    )
-    reading.steps += 1
-    return output.logits[:, -1]
+class Batch:
+    """The rows being sampled, which enter and leave. A line of it goes on for nothing from its end until it is removed.
+
+    `choose`: (logits [lines, vocabulary], banned, chances=[lines]) → tokens and log-probabilities [lines].
+    """
+
+    def __init__(self, vlm: Vlm, max_completion_tokens: int, choose: Callable[..., tuple[Tensor, Tensor]]) -> None:
+        self.vlm, self.max_completion_tokens, self.choose = vlm, max_completion_tokens, choose
+        self.banned = torch.tensor(vlm.vision_token_ids, dtype=torch.long, device=vlm.device)
+        self.ends = torch.tensor(vlm.eos_token_ids, device=vlm.device)
+        self.reading: Reading | None = None
+        self.rows: dict[int, Row] = {}  # line → the row that is on it
+
+    @property
+    def takes_more(self) -> bool:
+        return not self.rows or isinstance(self.reading, SharedReading)
+
+    def enter(self, groups: list[tuple[EncodedPrompt, int, int, range]]) -> None:
+        """Rows of new prompts, as many each: (prompt, its seed, its index, the numbers of its samples)."""
+        limit, device = self.max_completion_tokens, self.vlm.device
+        rows = [Row(index, number) for _, _, index, numbers in groups for number in numbers]
+        chances = torch.stack([uniforms(seed, number, limit) for _, seed, _, numbers in groups for number in numbers])
+        logits, reading = read_prompts(self.vlm, [prompt for prompt, *_ in groups], len(groups[0][3]))
+        tokens = torch.full((len(rows), limit), self.vlm.pad_token_id, dtype=torch.long, device=device)
+        new = {
+            "logits": logits,
+            "chances": chances.to(device),
+            "tokens": tokens,
+            "logprobs": torch.zeros(len(rows), limit, device=device),
+            "made": torch.zeros(len(rows), dtype=torch.long, device=device),
+        }
+        self.remove_ended()
+        if not self.rows:
+            self.reading, self.lines = reading, new
+        else:
+            self.reading.enter(reading)
+            self.lines = {name: torch.cat([value, new[name]]) for name, value in self.lines.items()}
+        self.rows |= dict(enumerate(rows, start=len(self.rows)))
+
+    def step(self) -> list[tuple[int, int, Sampled]]:
+        """One more token for every row: index, number and sample of those that ended with it."""
+        lines = self.lines
+        chances = lines["chances"].gather(1, lines["made"][:, None])[:, 0]
+        chosen, logprobs = self.choose(lines["logits"], self.banned, chances=chances)
+        chosen = torch.where(logprobs.isnan(), self.ends[0], chosen)  # a broken model's row ends; the loss shows it
+        lines["tokens"].scatter_(1, lines["made"][:, None], chosen[:, None])
+        lines["logprobs"].scatter_(1, lines["made"][:, None], logprobs[:, None])
+        stopped = torch.isin(chosen, self.ends)
+        full = lines["made"] + 1 == self.max_completion_tokens
+        ended = [line for line in (stopped | full).nonzero()[:, 0].tolist() if line in self.rows]
+        samples = []
+        for line in ended:
+            row, made = self.rows.pop(line), int(lines["made"][line]) + 1
+            told = (lines[name][line, :made].tolist() for name in ("tokens", "logprobs"))
+            samples.append((row.index, row.number, Sampled(*told, "stop" if stopped[line] else "length")))
+        lines["made"] = (lines["made"] + 1).clamp(max=self.max_completion_tokens - 1)
+        if self.rows:
+            if len(self.rows) < COMPACT_BELOW * len(chosen):
+                chosen = chosen[self.remove_ended()]
+            self.lines["logits"] = self.reading.read(chosen)
+        return samples
+
+    def remove_ended(self) -> Tensor:
+        """Only lines with a row stay; their numbers as they were."""
+        kept = torch.tensor(sorted(self.rows), dtype=torch.long, device=self.vlm.device)
+        if self.rows and len(kept) < len(self.reading):
+            self.reading.keep(kept)
+            self.lines = {name: value[kept] for name, value in self.lines.items()}
+            self.rows = dict(enumerate(self.rows[line] for line in kept.tolist()))
+        return kept
 
 
-def decode(
-    vlm: Vlm,
-    logits: Tensor,
-    reading: Reading,
-    chances: Tensor,
-    temperature: float,
-    top_p: float,
-    progress: Callable[[int], None] | None = None,
-) -> list[Sampled]:
-    """One sample for each row, from its prompt's last logits [rows, vocabulary] and its chances [rows, tokens]."""
-    rows, max_completion_tokens = chances.shape
-    device = logits.device
-    chances = chances.to(device)
-    tokens = torch.full((rows, max_completion_tokens), vlm.pad_token_id, dtype=torch.long, device=device)
-    logprobs = torch.zeros(rows, max_completion_tokens, device=device)
-    lengths = torch.full((rows,), max_completion_tokens, dtype=torch.long, device=device)
-    banned = torch.tensor(vlm.vision_token_ids, dtype=torch.long, device=device)
-    ends = torch.tensor(vlm.eos_token_ids, device=device)
-    index = torch.arange(rows, device=device)  # which row each line of the batch belongs to
-    stopped = torch.zeros(rows, dtype=torch.bool, device=device)
-    for step in range(max_completion_tokens):
-        chosen, chosen_logprobs = choose(logits, banned, temperature, top_p, chances[index, step])
-        chosen = torch.where(chosen_logprobs.isnan(), ends[0], chosen)  # a broken model's row ends; the loss shows it
-        running = ~stopped[index]
-        tokens[index[running], step] = chosen[running]
-        logprobs[index[running], step] = chosen_logprobs[running]
-        ended = running & torch.isin(chosen, ends)
-        stopped[index[ended]] = True
-        lengths[index[ended]] = step + 1
-        if progress and ended.any():
-            progress(int(ended.sum()))
-        running &= ~ended
-        alive = int(running.sum())
-        if alive == 0 or step + 1 == max_completion_tokens:
-            break
-        if alive < COMPACT_BELOW * len(index):
-            keep = running.nonzero().squeeze(1)
-            reading.keep(keep)
-            index, chosen = index[keep], chosen[keep]
-        logits = read_token(vlm, reading, chosen)
-    if progress:
-        progress(int((~stopped).sum()))
-    return [
-        Sampled(
-            tokens[row, : lengths[row]].tolist(),
-            logprobs[row, : lengths[row]].tolist(),
-            "stop" if stopped[row] else "length",
-        )
-        for row in range(rows)
-    ]
-
-
-def choose(logits: Tensor, banned: Tensor, temperature: float, top_p: float, chances: Tensor) -> tuple[Tensor, Tensor]:
+def choose(
+    logits: Tensor, banned: Tensor, temperature: float, top_p: float, chances: Tensor, top_k: int = 0
+) -> tuple[Tensor, Tensor]:
     """One token for each row and its log-probability: logits [rows, vocabulary] → ([rows], [rows]).
 
-    The token is the one at which the summed probabilities pass the row's chance in [0, 1): chances [rows]. The sum is
+    Of all tokens, the `top_k` likeliest (0: all), and of those the likeliest that reach `top_p`, are chosen from. The
+    token is the one at which the summed probabilities pass the row's chance in [0, 1): chances [rows]. The sum is
     in double precision, for in single it would miss the rarest tokens of a large vocabulary.
     """
     logits = logits.float().index_fill(1, banned, float("-inf"))
@@ -194,9 +204,11 @@ def choose(logits: Tensor, banned: Tensor, temperature: float, top_p: float, cha
         chosen = logprobs.argmax(dim=-1)
     else:
         probabilities = logprobs.double().exp()
-        if top_p < 1:
+        if top_p < 1 or top_k:
             ordered, order = probabilities.sort(dim=-1, descending=True)
-            outside = ordered.cumsum(dim=-1) - ordered >= top_p
+            if top_k:
+                ordered[:, top_k:] = 0.0
+            outside = ordered.cumsum(dim=-1) - ordered >= top_p * ordered.sum(dim=-1, keepdim=True)
             probabilities = torch.zeros_like(probabilities).scatter(1, order, ordered.masked_fill(outside, 0.0))
         summed = probabilities.cumsum(dim=-1)
         chosen = torch.searchsorted(summed, chances[:, None] * summed[:, -1:], right=True).squeeze(1)

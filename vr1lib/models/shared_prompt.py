@@ -11,11 +11,11 @@ The layout travels with the model's other inputs. Where there is none, attention
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -24,6 +24,14 @@ from vr1lib.models.vlm import EncodedPrompt, Vlm, collate_prompts, go_on
 
 ATTENTION = "sdpa_shared_prompt"
 LIKE_LENGTH = 0.75  # completions attend together if the shortest has this much of the longest's tokens; our choice
+
+
+class Layout(Protocol):
+    """Which keys each token of the model's input meets."""
+
+    def attend(self, module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, **options) -> Tensor:
+        """[rows, heads, tokens, size], keys and values [rows, key-value heads, tokens, size] →
+        [rows, tokens, heads, size]"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +73,7 @@ class Group:
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class LineLayout:
     """What stands in a line, group by group."""
 
     groups: tuple[Group, ...]
@@ -75,12 +83,32 @@ class Layout:
         """Tokens of each part that attends by itself, in the line's order."""
         return [n for group in self.groups for n in (group.prompt_tokens, *(part.tokens for part in group.completions))]
 
+    def attend(self, module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, **options) -> Tensor:
+        """[1, heads, tokens, size] → [1, tokens, heads, size]"""
+
+        def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+            return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
+
+        parts = zip(*(states.split(self.parts, dim=2) for states in (query, key, value)))
+        outputs = []
+        for group in self.groups:
+            prompt = next(parts)
+            outputs.append(sdpa(*prompt, mask=None))
+            for together in group.completions:
+                query, key, value = (together.as_rows(states) for states in next(parts))
+                key, value = (
+                    torch.cat([shared.expand(len(own), -1, -1, -1), own], dim=2)
+                    for shared, own in zip(prompt[1:], (key, value))
+                )
+                outputs.append(together.as_line(sdpa(query, key, value, together.mask)))
+        return torch.cat(outputs, dim=1)
+
 
 @dataclass(frozen=True, eq=False)
 class Line:
     """A line's inputs, and for each completion the places whose hidden states predict its tokens."""
 
-    inputs: dict[str, Tensor | Layout]
+    inputs: dict[str, Tensor | LineLayout]
     predicting: list[Tensor]  # a completion's [tokens], in the order they were given in
 
     def __len__(self) -> int:
@@ -96,29 +124,13 @@ def attend(
     layout: Layout | None = None,
     **options,
 ) -> tuple[Tensor, None]:
-    """Attention by a line's layout: [1, heads, tokens, size] → [1, tokens, heads, size].
+    """Attention as the layout says, whose `attend` gives [rows, tokens, heads, size].
 
     Without a layout, and where a token looks at pictures instead of text (cross-attention), transformers' sdpa.
     """
     if layout is None or not getattr(module, "is_causal", False):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-
-    def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
-
-    parts = zip(*(states.split(layout.parts, dim=2) for states in (query, key, value)))
-    outputs = []
-    for group in layout.groups:
-        prompt = next(parts)
-        outputs.append(sdpa(*prompt, mask=None))
-        for together in group.completions:
-            query, key, value = (together.as_rows(states) for states in next(parts))
-            key, value = (
-                torch.cat([shared.expand(len(own), -1, -1, -1), own], dim=2)
-                for shared, own in zip(prompt[1:], (key, value))
-            )
-            outputs.append(together.as_line(sdpa(query, key, value, together.mask)))
-    return torch.cat(outputs, dim=1), None
+    return layout.attend(module, query, key, value, **options), None
 
 
 AttentionInterface.register(ATTENTION, attend)
@@ -163,7 +175,7 @@ def line_of(vlm: Vlm, prompts: Sequence[EncodedPrompt], completions: Sequence[Se
     inputs["position_ids"] = torch.cat(positions, dim=-1)
     inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # taken as it is; without one, one is built
     inputs = {name: value.to(vlm.device) for name, value in inputs.items()}
-    return Line({**inputs, "layout": Layout(tuple(groups))}, [predicting[row] for row in range(len(prompts))])
+    return Line({**inputs, "layout": LineLayout(tuple(groups))}, [predicting[row] for row in range(len(prompts))])
 
 
 def group_of(prompt_tokens: int, lengths: Sequence[int], device: torch.device) -> Group:
@@ -189,5 +201,7 @@ def together_of(prompt_tokens: int, lengths: tuple[int, ...], device: torch.devi
     elif device.type == "cpu":  # wants the pattern written out, once for all layers; on a GPU a kernel knows its name
         mask = torch.ones(longest, prompt_tokens + longest, dtype=torch.bool).tril(prompt_tokens)
     else:
+        from torch.nn.attention.bias import causal_lower_right  # takes seconds to import
+
         mask = causal_lower_right(longest, prompt_tokens + longest)
     return Together(lengths, places, mask)

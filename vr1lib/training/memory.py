@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 
+from vr1lib.models.decoding import GROWTH
 from vr1lib.models.families import family_of
 from vr1lib.schedule import Stage
 from vr1lib.training.logprobs import LOGITS_AT_ONCE
@@ -341,11 +342,23 @@ class GrpoPlan(Plan):
         rows, prompts = self.rows_at_once(stage), self.prompts_at_once(stage)
         return sampling_parts(self, shape, rows, prompts, stage.max_completion_tokens, "stages")
 
+    def micro_batch(self, prompt_tokens: int, stage: Stage) -> tuple[int, int]:
+        """Prompts and completions of the largest micro-batch at full length: whole groups, or a part of one."""
+        completion, budget = stage.max_completion_tokens, self.micro_batch_tokens
+        groups = budget // (prompt_tokens + stage.group_size * completion)
+        if groups == 0:
+            return 1, min(max(1, (budget - prompt_tokens) // completion), stage.group_size)
+        groups = min(groups, -(-self.prompts_per_step // self.processes))
+        return groups, groups * stage.group_size
+
     def update_parts(self, shape: Shape, stage: Stage) -> list[Part]:
-        width = self.prompt_tokens(shape) + stage.max_completion_tokens
-        rows = min(max(1, self.micro_batch_tokens // width), self.rows(stage))
-        kept = rows * (stage.max_completion_tokens + 1)
-        return backward_parts(self, shape, rows, width, kept, ("micro_batch_tokens", "stages"))
+        prompt, completion = self.prompt_tokens(shape), stage.max_completion_tokens
+        groups, rows = self.micro_batch(prompt, stage)
+        tokens = groups * prompt + rows * (completion - 1)  # a completion's last token is not read
+        layer = tokens * token_bytes(self, shape)
+        layer += shared_attention_bytes(self, shape, groups, rows, prompt, completion - 1)
+        ways = ("micro_batch_tokens", "stages")
+        return backward_parts(self, shape, groups, tokens, layer, rows * completion, ways)
 
 
 @dataclass(frozen=True)
@@ -372,7 +385,9 @@ class SftPlan(Plan):
         rows, width = self.micro_batch_size, self.max_tokens
         if self.packing:
             rows, width = 1, rows * width
-        update = backward_parts(self, shape, rows, width, rows * width, ("micro_batch_size", "max_tokens"))
+        layer = layer_bytes(self, shape, rows, width)
+        ways = ("micro_batch_size", "max_tokens")
+        update = backward_parts(self, shape, rows, rows * width, layer, rows * width, ways)
         return Estimate((*resident_parts(self, shape, reference=False, samples=False), *update))
 
 
@@ -452,9 +467,11 @@ def sampling_parts(plan: Plan, shape: Shape, rows: int, prompts: int, completion
     """`rows` completions of `prompts` prompts at once, at full length."""
     prompt, number = plan.prompt_tokens(shape), plan.compute_bytes
     row_name = "rollout_rows" if isinstance(plan, GrpoPlan) else "batch_size"
-    text_cache = (shape.layers - shape.cross_layers) * rows * (prompt + completion_tokens)
-    picture_cache = shape.cross_layers * rows * plan.pictures * shape.fixed_patches
-    cache = 2 * number * shape.key_value * (text_cache + picture_cache)
+    cached = shape.layers * (prompts * prompt + rows * GROWTH * -(-completion_tokens // GROWTH))
+    if shape.cross_layers:  # this family's cache is repeated for every row
+        text = (shape.layers - shape.cross_layers) * rows * (prompt + completion_tokens)
+        cached = text + shape.cross_layers * rows * plan.pictures * shape.fixed_patches
+    cache = 2 * number * shape.key_value * cached
     reading = prompts * prompt * number * (3 * shape.intermediate + 6 * shape.hidden)
     return [
         Part("KV cache", cache, "rollout", (row_name, limit, "max_pixels")),
@@ -465,14 +482,14 @@ def sampling_parts(plan: Plan, shape: Shape, rows: int, prompts: int, completion
 
 
 def backward_parts(
-    plan: Plan, shape: Shape, rows: int, width: int, kept: int, lowered_by: tuple[str, ...]
+    plan: Plan, shape: Shape, prompts: int, tokens: int, layer: int, kept: int, lowered_by: tuple[str, ...]
 ) -> list[Part]:
-    """Forward and backward of a micro-batch of `rows` rows of `width` tokens, with a loss on `kept` of them all."""
-    layer = layer_bytes(plan, shape, rows, width)
-    stream = rows * width * shape.hidden * (4 if plan.method == "full" and plan.shards == 1 else plan.compute_bytes)
+    """Forward and backward of a micro-batch with the pictures of `prompts` prompts and so many tokens, padded ones too,
+    of which a decoder layer keeps `layer` bytes, with a loss on `kept` of them all."""
+    stream = tokens * shape.hidden * (4 if plan.method == "full" and plan.shards == 1 else plan.compute_bytes)
     activations = shape.layers * stream + layer if plan.gradient_checkpointing else shape.layers * layer
     widest = 2 * max(shape.quantised) * plan.compute_bytes if plan.method == "qlora" else 0  # one layer, out of 4 bits
-    tower = tower_bytes(plan, shape, rows)
+    tower = tower_bytes(plan, shape, prompts)
     logits = logits_bytes(plan, shape, kept)
     return [
         Part("activations", activations + widest, "update", ("gradient_checkpointing", *lowered_by, "max_pixels")),
@@ -482,24 +499,38 @@ def backward_parts(
 
 
 def layer_bytes(plan: Plan, shape: Shape, rows: int, width: int) -> int:
-    """What autograd keeps of one decoder layer.
+    """What autograd keeps of one decoder layer where rows attend under a mask as wide as they are long."""
+    return rows * width * (token_bytes(plan, shape) + plan.compute_bytes * width)
+
+
+def token_bytes(plan: Plan, shape: Shape) -> int:
+    """What autograd keeps of a token in one decoder layer, the mask apart.
 
     The norms keep their float32 input (and its normalised form, where their weight trains); the linear layers their
-    inputs, cast once for each of them under bfloat16; attention its query, key, value and output, and the mask; the
-    gated MLP four tensors of its inner width; an adapter its narrow middle.
+    inputs, cast once for each of them under bfloat16; attention its query, key, value and output; the gated MLP four
+    tensors of its inner width; an adapter its narrow middle.
     """
     number, full = plan.compute_bytes, plan.method == "full"
     inputs = 2 if number == 4 else 5 if full else 6
-    a_token = (
+    return (
         2 * 4 * shape.hidden * (2 if full else 1)
         + inputs * number * shape.hidden
         + 4 * number * shape.attention
         + 4 * number * shape.intermediate
         + 4 * shape.heads
-        + number * width
         + (0 if full else 7 * number * plan.lora_rank)
     )
-    return rows * width * a_token
+
+
+def shared_attention_bytes(
+    plan: Plan, shape: Shape, prompts: int, rows: int, prompt_tokens: int, completion_tokens: int
+) -> int:
+    """What one layer's attention keeps beside that where completions share prompts: the prompt's keys and values for
+    each completion and every head, all outputs in one line again, and on a CPU a mask for each prompt's completions."""
+    number = plan.compute_bytes
+    line = prompts * prompt_tokens + rows * completion_tokens
+    mask = 0 if plan.cuda else number * completion_tokens * (prompt_tokens + completion_tokens)
+    return number * shape.attention * (2 * rows * prompt_tokens + line) + prompts * mask
 
 
 def tower_bytes(plan: Plan, shape: Shape, prompts: int) -> int:

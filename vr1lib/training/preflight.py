@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from vr1lib.answers import grade_answer
-from vr1lib.models.rollout_local import Reading, Sampled, inference_mode_of, read_prompts, read_token
+from vr1lib.models.decoding import Reading, read_prompts
+from vr1lib.models.rollout_local import Sampled, inference_mode_of
 from vr1lib.models.vlm import EncodedPrompt, Vlm
 from vr1lib.records import Problem, RequestError
 from vr1lib.schedule import Schedule, Stage
@@ -199,33 +200,19 @@ def rehearse_sampling(
         logits, reading = read_prompts(sampler, [prompt] * prompts, plan.rows_at_once(stage) // prompts)
         reading_seconds = now(sampler.device) - started
         tokens = logits.argmax(dim=1)
-        at_first = seconds_a_token(sampler, reading, tokens)
-        lengthen(reading, stage.max_completion_tokens - reading.steps - TIMED_TOKENS - 1)
-        at_last = seconds_a_token(sampler, reading, tokens)
-        cached = sum(layer.keys.nbytes + layer.values.nbytes for layer in reading.cache.layers)
-    return reading_seconds, (at_first + at_last) / 2, cached
+        at_first = seconds_a_token(reading, tokens)
+        reading.lengthen(stage.max_completion_tokens - 2 * (TIMED_TOKENS + 1))
+        at_last = seconds_a_token(reading, tokens)
+    return reading_seconds, (at_first + at_last) / 2, reading.nbytes
 
 
-def seconds_a_token(sampler: Vlm, reading: Reading, tokens: Tensor) -> float:
+def seconds_a_token(reading: Reading, tokens: Tensor) -> float:
     """Mean seconds to read a token of every row [rows]."""
-    read_token(sampler, reading, tokens)
-    started = now(sampler.device)
+    reading.read(tokens)
+    started = now(tokens.device)
     for _ in range(TIMED_TOKENS):
-        read_token(sampler, reading, tokens)
-    return (now(sampler.device) - started) / TIMED_TOKENS
-
-
-def lengthen(reading: Reading, tokens: int) -> None:
-    """Make the cache what it is so many tokens later, with nothing in them."""
-    if tokens <= 0:
-        return
-    rows, width = reading.attention_mask.shape
-    for layer in reading.cache.layers:
-        if layer.keys.shape[2] == width:  # not the layers that only look at pictures: those don't grow
-            nothing = layer.keys.new_zeros(*layer.keys.shape[:2], tokens, layer.keys.shape[3])
-            layer.update(nothing, nothing)
-    reading.attention_mask = torch.cat([reading.attention_mask, reading.attention_mask.new_ones(rows, tokens)], dim=1)
-    reading.steps += tokens
+        reading.read(tokens)
+    return (now(tokens.device) - started) / TIMED_TOKENS
 
 
 def rehearse_update(
@@ -233,12 +220,15 @@ def rehearse_update(
 ) -> tuple[float, float]:
     """Grade and learn from one micro-batch of the widest rows: seconds a row for each. Gradients stay."""
     vlm = session.vlm
-    width = len(prompt) + stage.max_completion_tokens
-    rows = min(max(1, plan.micro_batch_tokens // width), plan.rows(stage))
+    groups, rows = plan.micro_batch(len(prompt), stage)
     tokens = [vlm.end_of_turn_id] * stage.max_completion_tokens
-    samples = [Sampled(tokens, [0.0] * len(tokens), "stop")] * rows
+    samples = [Sampled(tokens, [0.0] * len(tokens), "stop")] * (rows // groups)
     started = now(vlm.device)
-    rollouts = grade_group(vlm, 0, problem, prompt, samples, session.settings, 0, 0)
+    rollouts = [
+        row
+        for number in range(groups)
+        for row in grade_group(vlm, number, problem, replace(prompt), samples, session.settings, 0, 0)
+    ]
     graded = now(vlm.device)
     if session.reference:
         add_reference_logprobs(session, rollouts, None)
