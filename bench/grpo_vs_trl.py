@@ -13,9 +13,7 @@ away. TRL takes the whole step in one micro-batch, its fastest. What is shown ar
 
 import argparse
 import json
-import math
 import os
-import random
 import re
 import resource
 import statistics
@@ -35,8 +33,6 @@ sys.path.insert(0, str(ROOT))
 SHAPES = ["256x64x16", "64x128x16", "64x512x8s", "64x64x4", "16x32x2", "16x256x8s"]
 WANTED = {"256x64x16": 4.0, "64x128x16": 2.0, "64x512x8s": 1.5}  # at every other shape: never slower
 PROMPTS = 2
-SPREAD = 0.8  # standard deviation of a length's logarithm; our choice
-QUESTION = "How many red shapes are there?"
 
 
 @dataclass(frozen=True)
@@ -57,81 +53,50 @@ class Shape:
 
     def lengths(self, step: int) -> list[int]:
         """Tokens of each completion of a step, its end token included."""
-        rows, dice = PROMPTS * self.group_size, random.Random(step)
-        if not self.spread:
-            return [self.max_new_tokens] * rows
-        middle = math.log(self.max_new_tokens / 4) - SPREAD**2 / 2
-        return [min(self.max_new_tokens, max(2, round(dice.lognormvariate(middle, SPREAD)))) for _ in range(rows)]
+        from bench.common.lengths import spread_lengths
 
-
-def build(folder: Path) -> None:
-    """A tiny model, and a square picture for every number of image tokens."""
-    import torch
-    from PIL import Image
-
-    from vr1lib.models.tiny import build_tiny_vlm
-
-    build_tiny_vlm(folder / "model", 0, [QUESTION] * 3, vocabulary_size=768, tie_word_embeddings=False)
-    for tokens in {Shape.of(text).image_tokens for text in SHAPES} | {16, 64, 256}:
-        side = 28 * math.isqrt(tokens)
-        pixels = torch.randint(0, 256, (side, side, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-        Image.fromarray(pixels.numpy()).save(folder / f"{tokens}.png")
-
-
-def problems_of(folder: Path, shape: Shape) -> list:
-    from vr1lib.records import Problem
-
-    image = str(folder / f"{shape.image_tokens}.png")
-    return [
-        Problem(id=str(number), source="bench", split="train", question=QUESTION, answer="2", images=[image])
-        for number in range(PROMPTS)
-    ]
+        rows = PROMPTS * self.group_size
+        return spread_lengths(rows, self.max_new_tokens, step) if self.spread else [self.max_new_tokens] * rows
 
 
 def our_steps(folder: Path, shape: Shape, steps: int) -> tuple[list[float], list[int]]:
-    """Seconds of each step, and the tokens that were sampled in it."""
-    from vr1lib.models import rollout_local
+    """CPU seconds of each step, and the tokens that were sampled in it."""
+    from bench.common.lengths import ours_ending_at
+    from bench.common.tiny import problems_of
     from vr1lib.models.rollout_local import seed_of
     from vr1lib.models.vlm import load_vlm
     from vr1lib.schedule import Schedule
     from vr1lib.training.grpo import GrpoSettings, prepare, train_grpo
 
-    vlm = load_vlm(folder / "model")
-    uniforms, draws = rollout_local.uniforms, {seed_of(0, draw): draw for draw in range(PROMPTS * steps)}
+    draws = {seed_of(0, draw): draw for draw in range(PROMPTS * steps)}
 
-    def chances(seed: int, number: int, count: int):
+    def length_of(seed: int, number: int) -> int:
         step, prompt = divmod(draws[seed], PROMPTS)
-        length = shape.lengths(step)[prompt * shape.group_size + number]
-        values = 0.98 * uniforms(seed, number, count)  # never the end token, the last of the vocabulary …
-        if length < count:
-            values[length - 1] = 1 - 2**-50  # … but here
-        return values
-
-    rollout_local.uniforms = chances
-    times, tokens = [time.process_time()], []
+        return shape.lengths(step)[prompt * shape.group_size + number]
 
     def log(metrics: dict) -> None:
         times.append(time.process_time())
         tokens.append(round(metrics.get("length/mean", 0) * PROMPTS * shape.group_size))
 
-    session = prepare(vlm, GrpoSettings(prompts_per_step=PROMPTS, kl_coefficient=0.0, rollout_rows=256))
-    last = max(set(range(vlm.model.config.text_config.vocab_size)) - set(vlm.vision_token_ids))
-    session.sampler.eos_token_ids = (last,)
-    train_grpo(
-        session, problems_of(folder, shape), Schedule([(shape.max_new_tokens, shape.group_size, steps)]), log=log
-    )
-    return [after - before for before, after in zip(times[1:], times[2:])], tokens[1:]
+    times, tokens = [], []
+    settings = GrpoSettings(prompts_per_step=PROMPTS, kl_coefficient=0.0, rollout_rows=256)
+    session = prepare(load_vlm(folder / "model"), settings)
+    schedule = Schedule([(shape.max_new_tokens, shape.group_size, steps)])
+    with ours_ending_at(session.sampler, length_of):
+        train_grpo(session, problems_of(folder, shape.image_tokens, PROMPTS), schedule, log=log)
+    return [after - before for before, after in zip(times, times[1:])], tokens[1:]
 
 
 def their_steps(folder: Path, shape: Shape, steps: int) -> tuple[list[float], list[int]]:
     """The same by TRL."""
-    import torch
     from datasets import Dataset
     from PIL import Image
-    from transformers import LogitsProcessor, LogitsProcessorList, Qwen2_5_VLProcessor, TrainerCallback
+    from transformers import Qwen2_5_VLProcessor, TrainerCallback
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
     from trl import GRPOConfig, GRPOTrainer
 
+    from bench.common.lengths import theirs_ending_at
+    from bench.common.tiny import problems_of
     from vr1lib.models.vlm import load_vlm
 
     class Processor(Qwen2_5_VLProcessor):
@@ -140,19 +105,6 @@ def their_steps(folder: Path, shape: Shape, steps: int) -> tuple[list[float], li
         @classmethod
         def get_attributes(cls):
             return ["image_processor", "tokenizer"]
-
-    class EndsAt(LogitsProcessor):
-        """Each row ends at its length, and not before."""
-
-        def __init__(self, lengths: list[int], ends: tuple[int, ...]) -> None:
-            self.lengths, self.ends, self.made = torch.tensor(lengths), list(ends), 0
-
-        def __call__(self, input_ids, scores):
-            self.made += 1
-            ended = (self.lengths == self.made) & (self.made < shape.max_new_tokens)
-            scores[:, self.ends] = float("-inf")
-            scores[ended, self.ends[0]] = 1e4
-            return scores
 
     class Times(TrainerCallback):
         def on_step_begin(self, *_, **__):
@@ -166,8 +118,8 @@ def their_steps(folder: Path, shape: Shape, steps: int) -> tuple[list[float], li
     generate = vlm.model.generate
 
     def generate_to_length(*arguments, **options):
-        processor = LogitsProcessorList([EndsAt(shape.lengths(len(tokens)), vlm.eos_token_ids)])
-        return generate(*arguments, **options, logits_processor=processor)
+        ending = theirs_ending_at(shape.lengths(len(tokens)), shape.max_new_tokens, vlm.eos_token_ids)
+        return generate(*arguments, **options, logits_processor=ending)
 
     def reward(completion_ids, **_):
         tokens.append(sum(map(len, completion_ids)))
@@ -202,7 +154,7 @@ def their_steps(folder: Path, shape: Shape, steps: int) -> tuple[list[float], li
                         "prompt": [{"role": "user", "content": problem.question}],
                         "images": [Image.open(problem.images[0])],
                     }
-                    for problem in problems_of(folder, shape)
+                    for problem in problems_of(folder, shape.image_tokens, PROMPTS)
                 ]
             ),
             processing_class=Processor(
@@ -271,8 +223,10 @@ def main() -> int:
     if options.side:
         run_side(options.side, options.folder, Shape.of(options.shapes[0]), options.steps)
         return 0
+    from bench.common.tiny import build
+
     with tempfile.TemporaryDirectory() as folder:
-        build(Path(folder))
+        build(Path(folder), {Shape.of(text).image_tokens for text in options.shapes})
         reports = [compare(Path(folder), text, options.steps, options.rounds) for text in options.shapes]
     if options.json:
         print(json.dumps({"shapes": reports, "holds": all(report["holds"] for report in reports)}, indent=2))

@@ -7,6 +7,7 @@ from vr1lib.data.shapeworld import make_problems, write_base_cot
 from vr1lib.models.rollout_local import choose, complete, sample, seed_of, uniforms
 from vr1lib.models.tiny import build_tiny_vlm
 from vr1lib.models.vlm import collate_prompts, load_vlm
+from vr1lib.training.logprobs import completion_logprobs
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +108,17 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it():
     assert set(chosen.tolist()) == {0, 1}
 
 
+def test_top_k_keeps_the_likeliest_and_top_p_is_of_what_it_leaves():
+    logits = torch.tensor([0.15, 0.5, 0.05, 0.3]).log().repeat(2000, 1)
+    chosen, logprobs = choose(logits, NOTHING, 1.0, 1.0, uniforms(0, 0, 2000), top_k=3)
+    assert set(chosen.tolist()) == {0, 1, 3}
+    assert logprobs[chosen == 1][0].exp() == pytest.approx(0.5)  # of all tokens, as the trainer has it
+    chosen, _ = choose(logits, NOTHING, 1.0, 0.6, uniforms(0, 0, 2000), top_k=2)
+    assert set(chosen.tolist()) == {1}  # 0.5 of 0.8 is 0.625
+    chosen, _ = choose(logits, NOTHING, 1.0, 0.63, uniforms(0, 0, 2000), top_k=2)
+    assert set(chosen.tolist()) == {1, 3}
+
+
 def test_chances_are_a_samples_own_and_a_longer_limit_only_goes_on():
     assert uniforms(1, 0, 8).tolist() == uniforms(1, 0, 20)[:8].tolist()
     streams = [tuple(uniforms(seed, number, 4).tolist()) for seed in (1, 2, seed_of(1, "a")) for number in (0, 1)]
@@ -160,6 +172,52 @@ def test_a_group_larger_than_the_batch_reads_its_prompt_once_for_each_piece(vlm,
     widths.clear()
     sample(vlm, prompts, group_size=2, max_completion_tokens=2, seeds=[0, 1, 2], rows_at_once=4)
     assert widths == [(2, 2), (1, 2)]
+
+
+def test_waiting_rows_enter_as_others_end(vlm, problems, soon_at_an_end, monkeypatch):
+    """Forward passes follow the tokens made, not the longest row of each batch; samples stay what they were."""
+    from vr1lib.models.decoding import SharedReading
+
+    prompts = [vlm.encode_prompt(problem) for problem in problems] * 4
+    options = {"group_size": 2, "max_completion_tokens": 40, "temperature": 1.5, "seeds": range(24)}
+    read, plain = [], SharedReading.read
+    monkeypatch.setattr(SharedReading, "read", lambda *given: read.append(len(given[1])) or plain(*given))
+    groups = sample(vlm, prompts, rows_at_once=8, **options)
+    assert ids(groups) == ids(sample(vlm, prompts, rows_at_once=48, **options))
+    lengths = [
+        [max(len(row.token_ids) for group in groups[start : start + 4] for row in group)] for start in range(0, 24, 4)
+    ]
+    one_after_another = sum(longest - 1 for (longest,) in lengths)
+    passes = [rows for rows in read if rows <= 8]
+    assert max(passes) == 8 and len(passes) < 0.75 * one_after_another
+
+
+def test_a_family_whose_cache_is_repeated_samples_batch_after_batch(tmp_path, problems):
+    build_tiny_vlm(tmp_path, 0, ["How many red shapes?"] * 3, family="mllama", vocabulary_size=300)
+    llama = load_vlm(tmp_path)
+    prompts = [llama.encode_prompt(problem) for problem in problems[:3]]
+    options = {"group_size": 2, "max_completion_tokens": 6, "seeds": [1, 2, 3]}
+    assert ids(sample(llama, prompts, rows_at_once=3, **options)) == ids(sample(llama, prompts, **options))
+
+
+def test_a_frozen_tower_sees_a_picture_once_a_step(vlm, problems):
+    """Sampling, and two passes over its completions; a prompt encoded anew is seen anew, and a trained tower asked."""
+    seen = []
+    tower = vlm.model.model.visual
+    hook = tower.register_forward_pre_hook(lambda tower, pixels: seen.append(len(pixels[0])))
+    prompts = [vlm.encode_prompt(problem) for problem in problems[:3]]
+    sample(vlm, prompts, group_size=2, max_completion_tokens=2, seeds=[0, 1, 2])
+    fresh = [vlm.encode_prompt(problem) for problem in problems[:3]]
+    before, _ = completion_logprobs(vlm, vlm.model, prompts[::-1], [[5, 6]] * 3, 1.0)
+    completion_logprobs(vlm, vlm.model, prompts[:1], [[5, 6]], 1.0)
+    assert seen == [sum(len(prompt.pixel_values) for prompt in prompts)]
+    after, _ = completion_logprobs(vlm, vlm.model, fresh[::-1], [[5, 6]] * 3, 1.0)
+    assert len(seen) == 2 and torch.allclose(before, after, atol=1e-5)
+    tower.requires_grad_(True)
+    completion_logprobs(vlm, vlm.model, fresh, [[5, 6]] * 3, 1.0)
+    assert len(seen) == 3
+    tower.requires_grad_(False)
+    hook.remove()
 
 
 def test_a_problem_is_completed_alike_whatever_problems_stand_beside_it(vlm, problems):

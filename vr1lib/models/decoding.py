@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import Cache
 
 from vr1lib.models.families import inner_model
+from vr1lib.models.seen_pictures import seen_once
 from vr1lib.models.shared_prompt import let_share_prompts
 from vr1lib.models.vlm import EncodedPrompt, Vlm, collate_prompts
 
@@ -50,7 +51,8 @@ def read_prompts(vlm: Vlm, prompts: Sequence[EncodedPrompt], group_size: int) ->
     """Read each prompt once, for `group_size` rows: the logits of their first token [rows, vocabulary]."""
     batch = collate_prompts(prompts, vlm.pad_token_id)
     batch = {name: value.to(vlm.device) for name, value in batch.items()}
-    output = vlm.model(**batch, use_cache=True, logits_to_keep=1)
+    with seen_once(vlm, vlm.model, prompts):
+        output = vlm.model(**batch, use_cache=True, logits_to_keep=1)
     state = vlm.family.decode_state(vlm.model, batch)
     state = {name: value.repeat_interleave(group_size, dim=0) for name, value in state.items()}
     let_share_prompts(vlm.model)

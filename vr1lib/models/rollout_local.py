@@ -26,7 +26,7 @@ from vr1lib.models.decoding import Reading, SharedReading, read_prompts
 from vr1lib.models.vlm import EncodedPrompt, Vlm
 from vr1lib.records import Completion, Problem
 
-COMPACT_BELOW = 0.75  # rows leave the batch once a quarter of it has ended (our choice: copying the cache has a price)
+COMPACT_BELOW = 0.75  # rows leave and enter once a quarter of the batch has ended (our choice: copying has a price)
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ def sample(
 ) -> list[list[Sampled]]:
     """`group_size` samples for each prompt, whose own seed decides them; temperature 0 is greedy, top-k 0 is all.
 
-    At most `rows_at_once` samples are in memory with their caches. When so many have ended that the next prompt's fit
-    in, they enter; a larger group is sampled in pieces, and its prompt read once for each. `progress` is told how many
-    rows have just ended.
+    At most `rows_at_once` samples are in memory with their caches. When a quarter of them have ended and the next
+    prompt's fit in, they enter; a larger group is sampled in pieces, and its prompt read once for each. `progress` is
+    told how many rows have just ended.
     """
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts")
@@ -88,7 +88,7 @@ def sample(
 def turns(waiting: deque[tuple[int, range]], rows_at_once: int, batch: "Batch") -> Iterator[list[tuple[int, range]]]:
     """The prompts whose turn it is, with the numbers of their samples: those that may be read together."""
     free = rows_at_once - len(batch.rows)
-    if not batch.takes_more:
+    if batch.rows and (not batch.takes_more or free < (1 - COMPACT_BELOW) * rows_at_once):
         return
     entering: list[tuple[int, range]] = []
     while waiting and len(waiting[0][1]) <= free:
@@ -130,7 +130,8 @@ class Batch:
 
     @property
     def takes_more(self) -> bool:
-        return not self.rows or isinstance(self.reading, SharedReading)
+        """Whether others may enter beside the rows that are here."""
+        return isinstance(self.reading, SharedReading)
 
     def enter(self, groups: list[tuple[EncodedPrompt, int, int, range]]) -> None:
         """Rows of new prompts, as many each: (prompt, its seed, its index, the numbers of its samples)."""
@@ -234,6 +235,7 @@ def complete(
     max_completion_tokens: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
+    top_k: int = 0,
     samples: int = 1,
     batch_size: int = 64,
     seed: int = 0,
@@ -245,25 +247,37 @@ def complete(
 
     `seed` and a problem's id decide its samples, whatever other problems there are.
     """
-    completions: list[Completion] = []
-    for start in range(0, len(problems), max(1, batch_size // samples)):
-        chunk = problems[start : start + max(1, batch_size // samples)]
-        groups = sample(
-            vlm,
-            [vlm.encode_prompt(problem) for problem in chunk],
-            group_size=samples,
-            max_completion_tokens=max_completion_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seeds=[seed_of(seed, problem.id) for problem in chunk],
-            rows_at_once=batch_size,
-            progress=progress,
-        )
-        for problem, group in zip(chunk, groups, strict=True):
-            completions += [
-                to_completion(vlm, problem, sampled, number, step, stage) for number, sampled in enumerate(group)
-            ]
-    return completions
+    groups = sample(
+        vlm,
+        EncodedInTurn(vlm, problems),
+        group_size=samples,
+        max_completion_tokens=max_completion_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seeds=[seed_of(seed, problem.id) for problem in problems],
+        rows_at_once=batch_size,
+        progress=progress,
+    )
+    return [
+        to_completion(vlm, problem, sampled, number, step, stage)
+        for problem, group in zip(problems, groups, strict=True)
+        for number, sampled in enumerate(group)
+    ]
+
+
+@dataclass(frozen=True)
+class EncodedInTurn(Sequence):
+    """The prompts of problems, each encoded when it is asked for: pictures of a whole benchmark don't fit in memory."""
+
+    vlm: Vlm
+    problems: Sequence[Problem]
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
+    def __getitem__(self, place: int) -> EncodedPrompt:
+        return self.vlm.encode_prompt(self.problems[place])
 
 
 def to_completion(vlm: Vlm, problem: Problem, sampled: Sampled, number: int, step: int, stage: int) -> Completion:

@@ -106,8 +106,9 @@ class LineLayout:
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """A line's inputs, and for each completion the places whose hidden states predict its tokens."""
+    """A line's inputs, the prompts in it, and for each completion the places whose hidden states predict its tokens."""
 
+    prompts: list[EncodedPrompt]
     inputs: dict[str, Tensor | LineLayout]
     predicting: list[Tensor]  # a completion's [tokens], in the order they were given in
 
@@ -175,7 +176,8 @@ def line_of(vlm: Vlm, prompts: Sequence[EncodedPrompt], completions: Sequence[Se
     inputs["position_ids"] = torch.cat(positions, dim=-1)
     inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # taken as it is; without one, one is built
     inputs = {name: value.to(vlm.device) for name, value in inputs.items()}
-    return Line({**inputs, "layout": LineLayout(tuple(groups))}, [predicting[row] for row in range(len(prompts))])
+    inputs["layout"] = LineLayout(tuple(groups))
+    return Line(shared, inputs, [predicting[row] for row in range(len(prompts))])
 
 
 def group_of(prompt_tokens: int, lengths: Sequence[int], device: torch.device) -> Group:

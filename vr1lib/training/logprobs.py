@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from vr1lib.loss import token_logprobs
+from vr1lib.models.seen_pictures import seen_once
 from vr1lib.models.shared_prompt import let_share_prompts, line_of
 from vr1lib.models.vlm import EncodedPrompt, Vlm
 
@@ -54,7 +55,7 @@ def completion_logprobs(
         logits = head(hidden).index_fill(1, banned, float("-inf"))  # [positions, vocabulary]
         return torch.stack(token_logprobs(logits, chosen, temperature or 1.0), dim=1)
 
-    with head_gives(model, score):
+    with head_gives(model, score), seen_once(vlm, model, line.prompts):
         predicting = torch.cat(line.predicting).to(vlm.device)
         output = model(**line.inputs, use_cache=False, logits_to_keep=predicting)
     rows = output.logits[0].split([len(row) for row in completions])

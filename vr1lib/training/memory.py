@@ -311,7 +311,9 @@ class GrpoPlan(Plan):
 
         rollout = most([self.rollout_parts(shape, stage) for stage in self.stages]) if self.rollout == "local" else []
         update = most([self.update_parts(shape, stage) for stage in self.stages])
-        return Estimate((*resident_parts(self, shape, self.kl_coefficient > 0, samples=True), *rollout, *update))
+        pictures_kept = 0 if shape.cross_layers else -(-self.prompts_per_step // self.processes)
+        resident = resident_parts(self, shape, self.kl_coefficient > 0, True, pictures_kept)
+        return Estimate((*resident, *rollout, *update))
 
     def at_once(self) -> list[tuple[str, str, list[int]]]:
         return [
@@ -416,8 +418,8 @@ class AnswerPlan(Plan):
         return Estimate((*resident_parts(self, shape, reference=False, samples=False), *parts))
 
 
-def resident_parts(plan: Plan, shape: Shape, reference: bool, samples: bool) -> list[Part]:
-    """What stays from the first step to the last."""
+def resident_parts(plan: Plan, shape: Shape, reference: bool, samples: bool, pictures_kept: int = 0) -> list[Part]:
+    """What stays from the first step to the last; of so many prompts also what a frozen tower saw in their pictures."""
     trainable, full = plan.trainable(shape), plan.method == "full"
     spread = ("sharding", "processes")
     weights = weights_bytes(plan, shape)
@@ -434,6 +436,9 @@ def resident_parts(plan: Plan, shape: Shape, reference: bool, samples: bool) -> 
         buckets = 2 if plan.processes > 1 and plan.shards == 1 else 1  # DDP reduces gradients in buckets of its own
         parts.append(Part("gradients", 4 * trainable * buckets // plan.shards, "update", lower))
         parts.append(Part("optimizer", 8 * trainable // plan.shards, "always", lower))
+    if pictures_kept and not (full and plan.train_vision):
+        kept = pictures_kept * plan.pictures * shape.picture_tokens(plan.picture) * shape.hidden * plan.compute_bytes
+        parts.append(Part("picture features", kept, "always", ("prompts_per_step", "max_pixels")))
     if full and reference:
         copy = plan.compute_bytes * shape.parameters // plan.shards
         parts.append(Part("reference copy", copy, "always", ("kl_coefficient", "method", *spread)))
