@@ -2,8 +2,8 @@
 
     python bench/grpo_vs_trl.py [--shapes 256x64x16 …] [--steps 4] [--rounds 3] [--json]
 
-A shape is IMAGE_TOKENSxMAX_NEW_TOKENSxGROUP, with `s` behind it where lengths are spread as a real policy's (log-normal,
-their mean a quarter of the limit); otherwise every completion is as long as it may be, which favours whoever pads. Both
+A shape is IMAGE_TOKENSxMAX_NEW_TOKENSxGROUP, with `s` behind it where lengths are spread as a policy's are: log-normal,
+their mean a quarter of the limit. Otherwise every completion is as long as it may be, which favours whoever pads. Both
 sample at temperature 1 from the same tiny Qwen2.5-VL, grade, and take one optimizer step, without KL, in one thread
 (OMP_NUM_THREADS=1 unless set otherwise). Times are the process's CPU time, which other work on the machine disturbs
 less than the clock's. Lengths are given to both: here by the chance that picks the last token of the
@@ -211,6 +211,16 @@ def compare(folder: Path, text: str, steps: int, rounds: int) -> dict:
     return report
 
 
+def in_words(report: dict) -> str:
+    ours, theirs = report["ours"], report["trl"]
+    return (
+        f"{report['shape']}: {report['times_faster']}× faster ({ours['step_seconds']} s against "
+        f"{theirs['step_seconds']} s, {ours['tokens_per_second']} against {theirs['tokens_per_second']} tokens/s), "
+        f"peak RSS {ours['peak_rss_mib']:.0f} against {theirs['peak_rss_mib']:.0f} MiB, at least "
+        f"{WANTED.get(report['shape'], 1.0)}× wanted: {'holds' if report['holds'] else 'FALLS SHORT'}"
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=SHAPES)
@@ -227,18 +237,13 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder), {Shape.of(text).image_tokens for text in options.shapes})
-        reports = [compare(Path(folder), text, options.steps, options.rounds) for text in options.shapes]
+        reports = []
+        for text in options.shapes:
+            reports.append(compare(Path(folder), text, options.steps, options.rounds))
+            if not options.json:
+                print(in_words(reports[-1]), flush=True)
     if options.json:
         print(json.dumps({"shapes": reports, "holds": all(report["holds"] for report in reports)}, indent=2))
-    else:
-        for report in reports:
-            ours, theirs = report["ours"], report["trl"]
-            print(
-                f"{report['shape']}: {report['times_faster']}× faster ({ours['step_seconds']} s against "
-                f"{theirs['step_seconds']} s, {ours['tokens_per_second']} against {theirs['tokens_per_second']} "
-                f"tokens/s), peak RSS {ours['peak_rss_mib']:.0f} against {theirs['peak_rss_mib']:.0f} MiB, "
-                f"at least {WANTED.get(report['shape'], 1.0)}× wanted: {'holds' if report['holds'] else 'FALLS SHORT'}"
-            )
     return 0 if all(report["holds"] for report in reports) else 1
 
 

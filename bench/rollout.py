@@ -4,7 +4,7 @@
 
 64 completions (8 prompts with a picture of 64 tokens, 8 samples each) of log-normal lengths, their mean a quarter of
 the limit of 256 tokens, by a tiny Qwen2.5-VL in one thread; both sides are given the same lengths, all rows at once,
-then at most 16 at once: there ours lets waiting rows enter, and `generate` takes batch after batch. In turns, medians
+then at most 32 at once: there ours lets waiting rows enter, and `generate` takes batch after batch. In turns, medians
 of CPU time. Below, greedy text is compared token by token, and the first sampled token's frequencies with the model's
 own probabilities (chi-squared, 4,096 samples). Fails below twice the tokens a second, or where the two differ.
 """
@@ -111,7 +111,7 @@ def main() -> int:
         build(Path(folder), {IMAGE_TOKENS})
         vlm = load_vlm(Path(folder, "model"))
         prompts = [vlm.encode_prompt(problem) for problem in problems_of(Path(folder), IMAGE_TOKENS, PROMPTS)]
-    report: dict = {f"{rows}_rows_at_once": race(vlm, prompts, rows, options.rounds) for rows in (64, 16)}
+    report: dict = {f"{rows}_rows_at_once": race(vlm, prompts, rows, options.rounds) for rows in (64, 32)}
     noise = torch.randn(vlm.model.lm_head.weight.shape, generator=torch.Generator().manual_seed(0))
     vlm.model.lm_head.weight = torch.nn.Parameter(noise * 0.2)  # so that tokens differ in probability
     report["greedy_equals_generate"] = greedy_is_equal(vlm, prompts)
