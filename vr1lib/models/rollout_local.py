@@ -75,7 +75,7 @@ def sample(
     batch = Batch(vlm, max_completion_tokens, partial(choose, temperature=temperature, top_p=top_p, top_k=top_k))
     with inference_mode_of(vlm.model):
         while waiting or batch.rows:
-            for entering in turns(waiting, rows_at_once, batch):
+            if entering := whose_turn(waiting, rows_at_once, batch):
                 batch.enter([(prompts[index], seeds[index], index, numbers) for index, numbers in entering])
             ended = batch.step()
             for index, number, sampled in ended:
@@ -85,20 +85,16 @@ def sample(
     return samples
 
 
-def turns(waiting: deque[tuple[int, range]], rows_at_once: int, batch: "Batch") -> Iterator[list[tuple[int, range]]]:
-    """The prompts whose turn it is, with the numbers of their samples: those that may be read together."""
+def whose_turn(waiting: deque[tuple[int, range]], rows_at_once: int, batch: "Batch") -> list[tuple[int, range]]:
+    """The prompts that enter now, taken from those that wait: index and numbers of samples, as many for each."""
     free = rows_at_once - len(batch.rows)
     if batch.rows and (not batch.takes_more or free < (1 - COMPACT_BELOW) * rows_at_once):
-        return
-    entering: list[tuple[int, range]] = []
+        return []
+    entering = []
     while waiting and len(waiting[0][1]) <= free:
-        if entering and len(waiting[0][1]) != len(entering[0][1]):
-            yield entering
-            entering = []
         entering.append(waiting.popleft())
         free -= len(entering[-1][1])
-    if entering:
-        yield entering
+    return entering
 
 
 def uniforms(seed: int, number: int, count: int) -> Tensor:
@@ -108,11 +104,10 @@ def uniforms(seed: int, number: int, count: int) -> Tensor:
 
 @dataclass
 class Row:
-    """A sample in the making: its prompt's index, its own number, and which of its chances is next."""
+    """A sample in the making: its prompt's index and its own number."""
 
     index: int
     number: int
-    made: int = 0
 
 
 class Batch:
