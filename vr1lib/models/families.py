@@ -51,7 +51,7 @@ class Family:
     decode_inputs: Callable[[Inputs, int], Inputs]  # (state, decode steps before) → one step's inputs
     positions: Callable[[torch.nn.Module, Any], Tensor]  # (model, prompt) → [3, 1, tokens] or [1, tokens]
     in_one_line: Callable[[Sequence[Inputs], Sequence[Inputs]], tuple[Inputs, Inputs]]  # token inputs, picture inputs
-    can_pack: bool  # several rows in one line, told apart by their positions
+    can_pack: bool  # several rows in one line, told apart by their positions; and a group's rows share one cache
     prepare: Callable[[torch.nn.Module], None] = lambda model: None  # once, on every model built from a folder
 
     @property

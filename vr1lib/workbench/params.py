@@ -299,7 +299,9 @@ class PtstGrpoParameters(TrainingParameters):
         description="vllm: from this mean gap in nats, importance weights correct a completion; null: never.",
     )
     rollout_rows: int = Field(64, ge=1, description="local: completions sampled at once in one process; our choice.")
-    micro_batch_tokens: int = Field(8192, ge=1, description="Padded tokens per forward pass of an update; our choice.")
+    micro_batch_tokens: int = Field(
+        8192, ge=1, description="Tokens per forward pass of an update, each prompt counted once; our choice."
+    )
     evaluation_limit: int = Field(96, ge=1, description="At most so many held-out problems; our choice.")
     evaluation_max_completion_tokens: int | None = Field(
         None, ge=1, description="Longest answer to them; null: the longest stage's. One number makes schedules alike."
