@@ -193,20 +193,20 @@ def choose(
     in double precision, for in single it would miss the rarest tokens of a large vocabulary.
     """
     logits = logits.float().index_fill(1, banned, float("-inf"))
-    if temperature > 0:
+    if temperature not in (0, 1):
         logits = logits / temperature
     logprobs = torch.log_softmax(logits, dim=-1)
     if temperature == 0:
         chosen = logprobs.argmax(dim=-1)
     else:
-        probabilities = logprobs.double().exp()
+        probabilities = logprobs.exp()
         if top_p < 1 or top_k:
-            ordered, order = probabilities.sort(dim=-1, descending=True)
+            ordered, order = probabilities.double().sort(dim=-1, descending=True)
             if top_k:
                 ordered[:, top_k:] = 0.0
             outside = ordered.cumsum(dim=-1) - ordered >= top_p * ordered.sum(dim=-1, keepdim=True)
-            probabilities = torch.zeros_like(probabilities).scatter(1, order, ordered.masked_fill(outside, 0.0))
-        summed = probabilities.cumsum(dim=-1)
+            probabilities = torch.zeros_like(ordered).scatter(1, order, ordered.masked_fill(outside, 0.0))
+        summed = probabilities.cumsum(dim=-1, dtype=torch.float64)
         chosen = torch.searchsorted(summed, chances[:, None] * summed[:, -1:], right=True).squeeze(1)
         chosen = chosen.clamp(max=logits.shape[1] - 1)  # where the sum is not a number
     return chosen, logprobs.gather(1, chosen.unsqueeze(1)).squeeze(1)
