@@ -1,10 +1,11 @@
 """Alerts come when something begins to go wrong, once, and not before."""
 
 import math
+from pathlib import Path
 
 import pytest
 
-from vr1lib.workbench.alerts import WINDOW, Watch
+from vr1lib.workbench.alerts import CLIPPED_RATIO, COLLAPSE_FROM, COLLAPSE_SHARE, WINDOW, Watch
 
 
 def kinds(rows):
@@ -64,3 +65,14 @@ def test_skipped_steps_are_told_by_their_count():
 
 def test_mean_length_of_nothing_is_no_bad_step():
     assert kinds([{"length/right_mean": None, "loss": 0.0}]) == []
+
+
+def test_every_alert_and_its_threshold_is_explained():
+    page = (Path(__file__).parent.parent / "docs" / "dashboards.md").read_text(encoding="utf-8")
+    rows = {"clipped": clipped(*[1.0] * 5), "collapse": rewards(*[0.6] * 5, *[0.0] * 5), "bad_step": [{"loss": None}]}
+    for kind, metrics in rows.items():
+        watch = Watch()
+        alerts = [alert for step, row in enumerate(metrics) for alert in watch.see({"step": step, **row})]
+        assert [alert.kind for alert in alerts] == [kind] and f"| {alerts[0].title} |" in page
+    assert f"≥ {CLIPPED_RATIO} on average over {WINDOW} steps" in page and f"≥ {COLLAPSE_FROM}" in page
+    assert COLLAPSE_SHARE == 0.5 and "below half of the best" in page
