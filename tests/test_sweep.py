@@ -320,5 +320,5 @@ def test_threads_are_shared_between_jobs(monkeypatch, tmp_path):
     read = read_sweep(ROOT / "params/sweeps/ablation_shapeworld.yaml")
     monkeypatch.setattr(sweep, "cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS")
-    threads = [sweep.Runner(read, None, jobs).environment.get("OMP_NUM_THREADS") for jobs in (1, 2, 16)]
+    threads = [sweep.Runner(read, {}, jobs).environment.get("OMP_NUM_THREADS") for jobs in (1, 2, 16)]
     assert threads == [None, "4", "1"] and "OMP_NUM_THREADS" not in os.environ

@@ -82,9 +82,14 @@ def parser() -> argparse.ArgumentParser:
 
     sweep = commands.add_parser("sweep", help="a run for each point of a W&B sweep configuration (grid, random)")
     sweep.add_argument("file", metavar="FILE", help="params/sweeps/NAME.yaml; `wandb sweep FILE` takes it too")
-    sweep.add_argument("--jobs", type=positive, default=1, metavar="N", help="runs at once (default: 1)")
+    sweep.add_argument(
+        "--jobs", type=positive, metavar="N", help="runs at once (default: 1; ray: what it has room for)"
+    )
     sweep.add_argument("--resume", action="store_true", help="run only what has not finished")
-    sweep.add_argument("--executor", choices=("local",), default="local", help="where the runs go (default: local)")
+    sweep.add_argument(
+        "--executor", choices=("local", "ray"), default="local", help="where the runs go (default: local)"
+    )
+    sweep.add_argument("--address", metavar="A", help="the Ray cluster: HOST:PORT, auto (default), or local: a new one")
     sweep.set_defaults(command=run_sweep)
 
     join = commands.add_parser("join", help="lend this machine to a run that another one started (nodes > 1)")
@@ -191,7 +196,7 @@ def run_notebook(options: argparse.Namespace) -> int:
 def run_sweep(options: argparse.Namespace) -> int:
     from vr1lib.workbench.sweep import sweep_command
 
-    return sweep_command(options.file, options.jobs, options.resume)
+    return sweep_command(options.file, options.jobs, options.resume, options.executor, options.address)
 
 
 def positive(text: str) -> int:

@@ -1,4 +1,4 @@
-"""`vr1 sweep`: every point of a W&B sweep configuration as a run of its own, on this machine.
+"""`vr1 sweep`: every point of a W&B sweep configuration as a run of its own, on this machine or over a Ray cluster.
 
 All points are checked before the first one starts. Each is a `vr1 run` in a process of its own, `jobs` of them at once;
 what becomes of them stands in outputs/sweeps/NAME/: sweep.yaml (the file), points.jsonl (rewritten whenever a point
@@ -14,8 +14,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,29 @@ LOOK_SECONDS = 1.0  # between two looks at the runs
 FAILED_CELL = "cell In ["  # how `vr1 run` begins the page of a failure
 
 
-def sweep_command(path: str, jobs: int, resume: bool) -> int:
-    """Check, run and compare; returns the exit code. Raises RequestError if the file or a point is not right."""
+def sweep_command(
+    path: str, jobs: int | None, resume: bool, executor: str = "local", address: str | None = None
+) -> int:
+    """Check, run and compare; returns the exit code. `jobs` None: one at once, over Ray as many as it has room for.
+
+    Raises RequestError if the file or a point is not right, or the Ray cluster at `address` cannot be used.
+    """
+    if address and executor != "ray":
+        raise RequestError(f"--address {address}: is for --executor ray")
     sweep = read_sweep(path)
-    stem = check_points(sweep)
-    state = claim(sweep, stem, resume)
-    try:
-        code = run_points(sweep, state, jobs)
-    except KeyboardInterrupt:
-        code = INTERRUPTED
+    stem, params = check_points(sweep)
+    runner_class, place = Runner, nullcontext()
+    if executor == "ray":
+        from vr1lib.workbench.sweep_ray import RayRunner, connected
+
+        runner_class, place = RayRunner, connected(address or "auto")
+    with place:
+        runner = runner_class(sweep, params, jobs)
+        state = claim(sweep, stem, resume)
+        try:
+            code = run_points(runner, state, sweep.metric)
+        except KeyboardInterrupt:
+            code = INTERRUPTED
     from vr1lib.analysis import ablation  # with matplotlib, which nothing before it needs
     from vr1lib.analysis.sweeps import write_comparison
 
@@ -60,8 +75,8 @@ def sweep_command(path: str, jobs: int, resume: bool) -> int:
 # ---------------------------------------------------------------------------------------------- before anything runs
 
 
-def check_points(sweep: Sweep) -> str:
-    """Every point's parameters, and that what they read is there; returns the notebook's stem.
+def check_points(sweep: Sweep) -> tuple[str, dict[str, Parameters]]:
+    """Every point's parameters, and that what they read is there; the notebook's stem, and the parameters by point.
 
     Raises RequestError naming all points that are wrong, or the commands that make what is missing.
     """
@@ -73,6 +88,7 @@ def check_points(sweep: Sweep) -> str:
     notebook_of(options.stem)
     faults: dict[str, list[str]] = {}
     needed: list[str] = []
+    checked: dict[str, Parameters] = {}
     for point in sweep.points:
         arguments = [tuple(argument.split("=", 1)) for argument in as_arguments(point)]
         try:
@@ -80,6 +96,7 @@ def check_points(sweep: Sweep) -> str:
         except RequestError as error:
             faults.setdefault(str(error), []).append(point.name)
         else:
+            checked[point.name] = params
             needed += [command for command in commands_for(params) if command not in needed]
     if faults:
         lines = [f"{fault} ({len(names)} points: {names[0]}, …)" if len(names) > 1 else f"{fault} ({names[0]})"
@@ -87,7 +104,7 @@ def check_points(sweep: Sweep) -> str:
         raise RequestError("\n".join(f"{shown(sweep.path.resolve())}: {line}" for line in lines))
     if needed:
         raise RequestError(f"{sweep.path}: what its points read is not there yet; make it: {' && '.join(needed)}")
-    return options.stem
+    return options.stem, checked
 
 
 def commands_for(params: Parameters) -> list[str]:
@@ -117,16 +134,15 @@ def as_arguments(point: Point) -> list[str]:
 # --------------------------------------------------------------------------------------------------------- the running
 
 
-def run_points(sweep: Sweep, state: State, jobs: int) -> int:
-    """Run what has not finished, `jobs` at once, and tell how it goes; returns the exit code."""
+def run_points(runner: "Runner", state: State, metric: str | None) -> int:
+    """Run what has not finished, as many at once as the runner takes, and tell how it goes; returns the exit code."""
     waiting = state.unfinished()
     for row in waiting:
-        row.status, row.error, row.cell, row.traceback = "waiting", None, None, []
+        row.status, row.error, row.cell, row.traceback, row.nodes = "waiting", None, None, [], []
     state.write()
-    runner = Runner(sweep, state, jobs)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is an interruption too
-    with Watch(state, sweep.metric) as watch, ThreadPoolExecutor(jobs) as pool:
-        running: set[Future] = {pool.submit(runner.run, row, watch.say) for row in waiting}
+    with Watch(state, metric) as watch, ThreadPoolExecutor(runner.at_once or len(waiting) or 1) as pool:
+        running: set[Future] = {pool.submit(runner.run, row, state, watch.say) for row in waiting}
         try:
             while running:
                 done, running = wait(running, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED)
@@ -143,30 +159,40 @@ def run_points(sweep: Sweep, state: State, jobs: int) -> int:
 
 
 class Runner:
-    """Runs points as processes; `stop` ends those that run and lets no other start."""
+    """Runs points as processes; `stop` ends those that run and lets no other start.
 
-    def __init__(self, sweep: Sweep, state: State, jobs: int) -> None:
-        self.sweep, self.state = sweep, state
+    `params` are the points' checked parameters; this runner, which has one machine's cores to share, needs none.
+    """
+
+    def __init__(self, sweep: Sweep, params: Mapping[str, Parameters], jobs: int | None) -> None:
+        self.sweep = sweep
+        self.at_once: int | None = jobs or 1
         self.stopped = threading.Event()
         self.processes: list[subprocess.Popen] = []
         self.environment = dict(os.environ)
-        if jobs > 1:
-            self.environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
+        if self.at_once > 1:
+            self.environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // self.at_once)))
+
+    def arguments(self, row: Progress) -> list[str]:
+        """What `vr1` is given for a point."""
+        group = [] if "wandb_group" in row.values else ["-p", "wandb_group", self.sweep.name]
+        return [*self.sweep.command, *group, *as_arguments(Point(row.name, row.values)), "--name", row.name]
 
     def command(self, row: Progress) -> list[str]:
-        """`vr1 run` of a point; one that has left a checkpoint goes on from there."""
-        arguments = as_arguments(Point(row.name, row.values))
-        group = [] if "wandb_group" in row.values else ["-p", "wandb_group", self.sweep.name]
-        resume = ["--resume"] if any((project_root() / row.run / "checkpoints").glob("step-*")) else []
-        return [
-            sys.executable, "-m", "vr1lib", *self.sweep.command, *group, *arguments, "--name", row.name, *resume
-        ]  # fmt: skip
+        return command_in(project_root() / row.run, self.arguments(row))
 
-    def run(self, row: Progress, tell: Callable[[str], Any]) -> None:
+    def run(self, row: Progress, state: State, tell: Callable[[str], Any]) -> None:
         if self.stopped.is_set():
             return
-        log = self.state.folder / "logs" / f"{row.name}.log"
         started = time.monotonic()
+        outcome = self.execute(row, state, tell)
+        state.update(row, **{"seconds": round(time.monotonic() - started, 1), **outcome})
+        if row.seconds is not None:
+            tell(f"{row.name}: {row.status} after {row.seconds:.0f} s{': ' + row.error if row.error else ''}")
+
+    def execute(self, row: Progress, state: State, tell: Callable[[str], Any]) -> dict[str, Any]:
+        """Run a point to its end; returns what became of it."""
+        log = log_of(state, row)
         with log.open("w", encoding="utf-8") as file:
             process = subprocess.Popen(
                 self.command(row), stdout=file, stderr=subprocess.STDOUT, env=self.environment, start_new_session=True,
@@ -175,15 +201,13 @@ class Runner:
             self.processes.append(process)
             if self.stopped.is_set():
                 process.terminate()
-            self.state.update(row, status="running")
+            state.update(row, status="running")
             tell(f"{row.name}: started")
             code = process.wait()
-        outcome = self.outcome(row, code, log.read_text(encoding="utf-8", errors="replace"))
-        self.state.update(row, seconds=round(time.monotonic() - started, 1), **outcome)
-        tell(f"{row.name}: {row.status} after {row.seconds:.0f} s{': ' + row.error if row.error else ''}")
+        return self.outcome(row, code, log)
 
-    def outcome(self, row: Progress, code: int, said: str) -> dict[str, Any]:
-        """Status and, unless finished, reason, cell and traceback, from exit code, manifest and what was said."""
+    def outcome(self, row: Progress, code: int, log: Path) -> dict[str, Any]:
+        """Status and, unless finished, reason, cell and traceback, from exit code, manifest and log."""
         if code == DONE:
             return {"status": "finished"}
         if self.stopped.is_set():
@@ -191,7 +215,7 @@ class Runner:
         if code < 0:
             reason, cell = f"killed by {signal.Signals(-code).name}", running_cell(project_root() / row.run)
             return {"status": "killed", "error": reason, "cell": cell}
-        lines = said.splitlines()
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         start = max((number for number, line in enumerate(lines) if line.startswith(FAILED_CELL)), default=None)
         page = [] if start is None else lines[start:]
         manifest = read_manifest(project_root() / row.run)
@@ -215,6 +239,16 @@ class Runner:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def command_in(folder: Path, arguments: Sequence[str]) -> list[str]:
+    """`vr1` with these arguments, by this interpreter; a run that left a checkpoint in `folder` goes on from there."""
+    resume = ["--resume"] if any((folder / "checkpoints").glob("step-*")) else []
+    return [sys.executable, "-m", "vr1lib", *arguments, *resume]
+
+
+def log_of(state: State, row: Progress) -> Path:
+    return state.folder / "logs" / f"{row.name}.log"
 
 
 def running_cell(folder: Path) -> str | None:

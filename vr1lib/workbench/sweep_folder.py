@@ -18,7 +18,10 @@ STATUSES = ("waiting", "running", "finished", "failed", "killed", "interrupted")
 
 @dataclass
 class Progress:
-    """A line of points.jsonl. `run` is the run folder; `cell` and `traceback` tell where a notebook failed."""
+    """A line of points.jsonl. `run` is the run folder; `cell` and `traceback` tell where a notebook failed.
+
+    `nodes`: over Ray the node of each try; more than one if a node was lost.
+    """
 
     name: str
     values: dict[str, Any]
@@ -28,6 +31,7 @@ class Progress:
     error: str | None = None
     cell: str | None = None
     traceback: list[str] = field(default_factory=list)
+    nodes: list[str] = field(default_factory=list)
 
 
 class State:
