@@ -134,6 +134,11 @@ def test_an_interrupted_cell_leaves_a_run_to_go_on_with_in_the_same_kernel(tmp_p
         (step,) = {len(metrics.read_text().splitlines())} - {0}
         assert step < 34
 
+        held = "import gc\nfrom vr1lib.training.session import Session\ngc.collect()\n"
+        held += "print(sum(type(each) is Session for each in gc.get_objects()))"
+        ((_, printed),) = [reply for reply in kernel.run(held) if reply[0] == "stream"]
+        assert printed["text"] == "0\n", "the traceback holds the optimizer and the copies of the model"
+
         (error,) = errors_of(kernel.run(training, training_id))
         assert error == "RequestError", "the policy is no longer the one that the run began with"
         for cell_id, source in cells_of(TINY | {"resume": True}):
