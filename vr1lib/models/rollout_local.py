@@ -77,7 +77,8 @@ def sample(
         while waiting or batch.rows:
             if entering := whose_turn(waiting, rows_at_once, batch):
                 batch.enter([(prompts[index], seeds[index], index, numbers) for index, numbers in entering])
-            ended = batch.step()
+            with torch.inference_mode():
+                ended = batch.step()
             for index, number, sampled in ended:
                 samples[index][number] = sampled
             if progress and ended:
