@@ -38,6 +38,7 @@ def problems(folder):
 
 def loaded(folder, name, **options):
     """A model with all of its weights at work (an adapter starts at 0)."""
+    torch.manual_seed(0)
     vlm = load_vlm(folder / name, lora_rank=4, **options)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
