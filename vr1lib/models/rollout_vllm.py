@@ -91,6 +91,7 @@ class VllmSampler:
         max_completion_tokens: int,
         temperature: float = 1.0,
         top_p: float = 1.0,
+        top_k: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Sampled]]:
         """`group_size` samples for each problem, whose prompt the server has to read as `prompts` say it.
@@ -109,7 +110,7 @@ class VllmSampler:
             "top_logprobs": 0,
             "return_token_ids": True,
             "repetition_penalty": 1.0,  # Qwen2.5-VL is published with 1.05, which would hold without this line
-            "top_k": 0,
+            "top_k": top_k,  # 0: all
             "min_p": 0.0,
         }
 

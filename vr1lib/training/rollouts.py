@@ -158,6 +158,7 @@ def roll_out(
         "max_completion_tokens": stage.max_completion_tokens,
         "temperature": settings.temperature,
         "top_p": settings.top_p,
+        "top_k": settings.top_k,
     }
     if session.servers:
         samples = session.servers.sample(drawn, prompts, **how)

@@ -51,6 +51,7 @@ class GrpoSettings:
     reward: RewardKind = "hard"
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
     rollout_rows: int = 64
     micro_batch_tokens: int = 16384
     bfloat16: bool = False

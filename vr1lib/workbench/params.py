@@ -48,7 +48,7 @@ class Parameters(BaseModel):
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of every random choice in the run.")
     wandb_mode: Literal["offline", "online", "disabled"] = Field(
-        "offline", description="offline writes the run folder's wandb/ only (upload later with `wandb sync`)."
+        "offline", description="offline writes the run folder's wandb/ only (upload later with `vr1 sync`)."
     )
     wandb_project: str = Field("vision-r1", min_length=1, description="W&B project.")
     wandb_group: str | None = Field(None, description="W&B group, for runs that belong together; null for none.")
@@ -283,6 +283,7 @@ class PtstGrpoParameters(TrainingParameters):
     )
     temperature: float = Field(1.0, gt=0, description="Sampling temperature of the rollouts (EasyR1: 1.0).")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus of the rollouts; 1 samples from the policy itself.")
+    top_k: int = Field(0, ge=0, description="Only the likeliest so many tokens of a rollout; 0: all, as EasyR1.")
     rollout: Literal["local", "vllm"] = Field(
         "local", description="Who samples: this process, or vLLM servers that get each step's weights."
     )
