@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from vr1lib.models.tiny import build_tiny_vlm
 from vr1lib.workbench import doctor
 from vr1lib.workbench.doctor import examine, examine_file, file_in_words, in_words, parameter_files, published_name
 
+ANSWERS = Path(__file__).parent.parent / "params" / "40_benchmark"
 SEVEN = "model: Qwen/Qwen2.5-VL-7B-Instruct\nmax_pixels: 589824\ngradient_checkpointing: true\ndtype: bfloat16\n"
 
 
@@ -127,3 +129,14 @@ def test_the_table_in_the_guide_is_what_doctor_says():
         found = examine_file(root / "params" / f"{name}.yaml")
         assert float(peak) == pytest.approx(found["peak_gib"], rel=0.02), name
         assert (int(gpus), int(card)) == (found["gpus"], found["cards"][0]), name
+
+
+def test_an_answering_model_is_held_as_it_is_loaded_and_a_served_one_not_here():
+    whole = [("model", "Qwen/Qwen2.5-VL-7B-Instruct")]
+    four_bit, full = (examine_file(ANSWERS / "qlora_7b_1gpu.yaml", given) for given in ([], whole))
+    weights = [
+        next(part["bytes"] for part in found["parts"] if part["name"] == "weights") for found in (four_bit, full)
+    ]
+    assert weights[1] == 2 * full["parameters"] and weights[0] < 0.45 * weights[1]
+    assert 24 in four_bit["cards"] and 24 not in full["cards"]
+    assert examine_file(ANSWERS / "vllm.yaml")["model"] is None

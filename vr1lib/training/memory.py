@@ -404,6 +404,10 @@ class AnswerPlan(Plan):
     def trains(self) -> bool:
         return False
 
+    @property
+    def weight_bytes(self) -> int:
+        return self.compute_bytes  # nothing is trained that float32 would have to hold
+
     def at_once(self) -> list[tuple[str, str, list[int]]]:
         return [("rollout", "batch_size", easy_numbers(self.batch_size))]
 
@@ -430,7 +434,7 @@ def resident_parts(plan: Plan, shape: Shape, reference: bool, samples: bool, pic
         root = shape.parameters - sum(shape.quantised)  # embeddings, head and vision tower stay gathered for the step
         parts.append(Part("layers gathered", plan.compute_bytes * (root + 2 * layer), "update"))
     if not full:
-        parts.append(Part("adapter", 4 * trainable, "always", ("lora_rank",)))
+        parts.append(Part("adapter", 4 * plan.lora_rank * shape.adapted_width, "always", ("lora_rank",)))
     if trainable:
         lower = ("method", *spread) if full else ("lora_rank",)
         buckets = 2 if plan.processes > 1 and plan.shards == 1 else 1  # DDP reduces gradients in buckets of its own

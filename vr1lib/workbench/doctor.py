@@ -47,6 +47,7 @@ OPTIONAL = {
     "wandb_workspaces": "W&B dashboards",
     "torchvision": "video processors of transformers; not needed",
 }
+MADE_BY = re.compile(r"outputs/(\w+)/([^/]+)/model/?")
 SIZE_IN_NAME = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)B(?![A-Za-z0-9])", re.IGNORECASE)
 CARDS_GIB = {24: 23.5, 40: 39.4, 48: 47.4, 80: 79.2, 141: 139.8}  # what the driver shows of a card sold as so many GB
 CPU_PARAMETERS = 50_000_000  # up to here a CPU trains it in minutes; our choice
@@ -123,9 +124,11 @@ def plan_of(params: Parameters, root: Path) -> tuple[Plan, Shape] | None:
     shape, max_pixels = model_of(params, root)
     kinds = {"20_cold_sft": SftPlan, "30_ptst_grpo": GrpoPlan, "40_benchmark": AnswerPlan}
     kind = next((kinds[stem] for stem in kinds if type(params) is PARAMETERS[stem]), None)
-    if shape is None or kind is None:
+    if shape is None or kind is None or getattr(params, "endpoints", None):
         return None
-    values = {field.name: getattr(params, field.name) for field in fields(kind) if hasattr(params, field.name)}
+    maker = maker_of(params, root) if kind is AnswerPlan else None  # an adapter answers over the base it was trained on
+    values = {name: getattr(maker, name) for name in ("method", "lora_rank") if hasattr(maker, name)}
+    values |= {field.name: getattr(params, field.name) for field in fields(kind) if hasattr(params, field.name)}
     values |= {
         "max_pixels": params.max_pixels or max_pixels,
         "processes": getattr(params, "processes", 1) * getattr(params, "nodes", 1),
@@ -153,15 +156,22 @@ def model_of(params: Parameters, root: Path) -> tuple[Shape | None, int]:
         spec = read_image_spec(folder)
         largest = spec.max_pixels if isinstance(spec, ImageSpec) else ImageSpec().max_pixels  # tiles: any size is one
         return None if shape.parameters < CPU_PARAMETERS else shape, largest
-    made_by = re.fullmatch(r"outputs/(\w+)/([^/]+)/model/?", model)
-    if made_by and (file := root / "params" / made_by[1] / f"{made_by[2]}.yaml").is_file() and made_by[1] in PARAMETERS:
-        maker = load_parameters(made_by[1], [file])
+    made_by = MADE_BY.fullmatch(model)
+    if maker := maker_of(params, root):
         shape, max_pixels = model_of(maker, root)
         return shape, getattr(maker, "max_pixels", None) or max_pixels
     names = f"{base} {model} {params.run}"
     if made_by and not SIZE_IN_NAME.search(names):
         return None, 0
     return published_shape(published_name(names)), ImageSpec().max_pixels
+
+
+def maker_of(params: Parameters, root: Path) -> Parameters | None:
+    """The parameters that lie ready for the run that will make this one's model."""
+    made_by = MADE_BY.fullmatch(getattr(params, "model", ""))
+    if made_by and (file := root / "params" / made_by[1] / f"{made_by[2]}.yaml").is_file() and made_by[1] in PARAMETERS:
+        return load_parameters(made_by[1], [file])
+    return None
 
 
 def published_name(names: str) -> str:
