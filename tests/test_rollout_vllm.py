@@ -153,7 +153,7 @@ def sampler(vlm, server, tmp_path, wait=5.0):
 def draw(servers, vlm, problems, **how):
     prompts = [vlm.encode_prompt(problem) for problem in problems]
     how = {"group_size": 3, "max_completion_tokens": LIMIT} | how
-    return servers.sample(problems, prompts, **how)
+    return list(servers.sample(problems, prompts, **how))
 
 
 def session_of(vlm, server, tmp_path, **changes):
@@ -248,6 +248,27 @@ def test_a_gap_is_shown_and_corrected(case, problems, server, tmp_path, monkeypa
     assert [row["rollout/corrected_ratio"] for row in (plain, uncorrected, corrected)] == [0, 0, 1]
     assert uncorrected["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-4)
     assert corrected["grad_norm"] == pytest.approx(plain["grad_norm"] * 1.648721, rel=1e-3)  # e^0.5 for each token
+
+
+def test_a_group_is_graded_while_others_are_sampled(case, problems, server, tmp_path):
+    vlm = lora(case)
+    servers = sampler(vlm, server, tmp_path)
+    servers.update(vlm, 0)
+    held = threading.Event()
+    answer, waited = server.answer, []
+
+    def answer_the_last_when_told(handler, body):
+        if body.get("messages") == messages(vlm, problems[0]):
+            waited.append(held.wait(20))
+        answer(handler, body)
+
+    server.answer = answer_the_last_when_told
+    mine = [problem for problem in problems if problem.question != problems[0].question][:2] + [problems[0]]
+    prompts = [vlm.encode_prompt(problem) for problem in mine]
+    groups = servers.sample(mine, prompts, group_size=2, max_completion_tokens=LIMIT)
+    assert len(next(groups)) == 2 and not held.is_set()
+    held.set()
+    assert len(list(groups)) == 2 and waited == [True]
 
 
 def test_importance_weights_by_hand():

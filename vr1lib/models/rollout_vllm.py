@@ -27,7 +27,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -93,11 +93,12 @@ class VllmSampler:
         top_p: float = 1.0,
         top_k: int = 0,
         progress: Callable[[int], None] | None = None,
-    ) -> list[list[Sampled]]:
+    ) -> Iterator[list[Sampled]]:
         """`group_size` samples for each problem, whose prompt the server has to read as `prompts` say it.
 
-        Raises SamplerLost, and RequestError if a server renders a prompt, counts a picture's tokens or speaks of its
-        log-probabilities otherwise than the trainer.
+        Groups come in order, each as soon as it is there: while it is graded the servers go on. Raises SamplerLost, and
+        RequestError if a server renders a prompt, counts a picture's tokens or speaks of its log-probabilities
+        otherwise than the trainer.
         """
         assert self.version is not None, "update() comes first"
         settings = {
@@ -123,10 +124,9 @@ class VllmSampler:
             return samples
 
         with ThreadPoolExecutor(REQUESTS_AT_ONCE * len(self.servers)) as pool:
-            groups = list(pool.map(ask, range(len(problems))))
+            yield from pool.map(ask, range(len(problems)))
         if stale := [server.url for server in self.servers if server.was_restarted()]:
             raise SamplerLost(f"{', '.join(stale)}: started anew while sampling, with weights of its own")
-        return groups
 
     def ask_any(self, place: int, body: dict[str, Any]) -> tuple["Server", dict[str, Any]]:
         """The first server's answer, beginning with the one whose turn it is; asked in turn until the wait is over."""

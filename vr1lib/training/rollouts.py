@@ -165,12 +165,11 @@ def roll_out(
     else:
         seeds = [seed_of(settings.seed, draw) for draw in draws]
         samples = sample(session.sampler, prompts, **how, seeds=seeds, rows_at_once=settings.rollout_rows)
-    clock.lap("time/rollout")
-    groups = [
-        grade_group(session.vlm, draw, problem, prompt, group, settings, step, stage_index)
-        for draw, problem, prompt, group in zip(draws, drawn, prompts, samples, strict=True)
-    ]
-    clock.lap("time/reward")
+    groups = []
+    for draw, problem, prompt, group in zip(draws, drawn, prompts, samples, strict=True):
+        clock.lap("time/rollout")
+        groups.append(grade_group(session.vlm, draw, problem, prompt, group, settings, step, stage_index))
+        clock.lap("time/reward")
     return groups
 
 
@@ -244,7 +243,7 @@ def answer_held_out(
     }
     if session.servers:
         prompts = [session.vlm.encode_prompt(problem) for problem in own]
-        groups = session.agreed(lambda: session.servers.sample(own, prompts, group_size=1, **how))
+        groups = session.agreed(lambda: list(session.servers.sample(own, prompts, group_size=1, **how)))
         completions = [to_completion(session.vlm, *pair, 0, step, stage_index) for pair in zip(own, chain(*groups))]
     else:
         completions = complete(
