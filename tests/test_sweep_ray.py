@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from vr1lib.records import RequestError
 from vr1lib.workbench import sweep_ray
 from vr1lib.workbench.cli import main
 from vr1lib.workbench.params import load_parameters
+from vr1lib.workbench.run_folder import lock_folder
 
 STEM = "50_analysis"
 STANDS_IN = """
@@ -125,17 +127,17 @@ def test_an_interrupted_sweep_ends_its_runs_and_leaves_what_waits(home, write, c
 
 
 def test_both_nodes_work_and_a_killed_ones_points_are_run_again_and_all_finish(home, write, cluster, capsys):
-    file = write([0, 1, 2, 3, 4, 5], "lost")
+    file = write([0, 1, 2, 3], "lost")
 
-    def both():
-        running = [row for row in rows_of(home, "lost").values() if row["status"] == "running" and row["nodes"]]
-        return len({row["nodes"][-1] for row in running}) == 2
+    def both_have_checkpoints():
+        running = [row for row in rows_of(home, "lost").values() if row["status"] == "running"]
+        return len({row["nodes"][-1] for row in running if (home / row["run"] / "checkpoints").exists()}) == 2
 
-    killer = when(both, lambda: cluster.remove_node(cluster.second, allow_graceful=False))
+    killer = when(both_have_checkpoints, lambda: cluster.remove_node(cluster.second, allow_graceful=False))
     assert main(["sweep", file, *ray_at(cluster.address)]) == 1
     killer.join(1)
     rows = rows_of(home, "lost")
-    assert (rows.pop(3)["error"]) == "killed by SIGKILL"  # the run's own end is no lost node: not tried again
+    assert rows.pop(3)["error"] == "killed by SIGKILL"  # the run's own end is no lost node: not tried again
     assert {row["status"] for row in rows.values()} == {"finished"}
     lost = [row for row in rows.values() if len(row["nodes"]) > 1]
     assert lost and len({node for row in rows.values() for node in row["nodes"]}) == 2
@@ -143,6 +145,28 @@ def test_both_nodes_work_and_a_killed_ones_points_are_run_again_and_all_finish(h
     log = (home / f"outputs/sweeps/lost/logs/{lost[0]['name']}.log").read_text()
     assert re.fullmatch(r"seed=\d starts 1\nseed=\d resumes 1\n", log)  # in turn, never two in one folder
     assert "its node was lost, started again on" in capsys.readouterr().out
+
+
+def test_a_run_ends_when_the_worker_that_started_it_is_killed():
+    child = "import time; print('runs', flush=True); time.sleep(60)"
+    code = (
+        "import subprocess, sys, time\nfrom vr1lib.workbench.sweep_ray import end_with_parent\n"
+        f"subprocess.Popen([sys.executable, '-c', {child!r}], preexec_fn=end_with_parent)\ntime.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout.readline() == "runs\n"
+        worker.kill()
+        began = time.monotonic()
+        assert worker.stdout.read() == "" and time.monotonic() - began < 10  # the pipe's last holder is gone
+
+
+def test_a_run_waits_until_the_earlier_one_has_let_go_of_the_folder(home):
+    sweep_ray.wait_until_free(home / "not there")
+    lock = lock_folder(home)
+    threading.Timer(1.0, lock.close).start()
+    began = time.monotonic()
+    sweep_ray.wait_until_free(home)
+    assert lock.closed and time.monotonic() - began >= 1.0
 
 
 def test_what_no_node_can_hold_is_one_line_and_nothing_has_run(home, write, cluster, capsys):
