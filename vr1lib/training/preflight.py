@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import psutil
@@ -50,7 +50,9 @@ from vr1lib.training.memory import (
 )
 from vr1lib.training.rollouts import grade_group
 from vr1lib.training.session import Session
-from vr1lib.training.sft import SftTrainer
+
+if TYPE_CHECKING:  # transformers' Trainer takes two seconds to import
+    from vr1lib.training.sft import SftTrainer
 
 SHOWN_PROMPTS = 3
 TIMED_TOKENS = 2  # decoded at a completion's beginning and at its end, each time after one that warms up
@@ -236,7 +238,7 @@ def rehearse_update(
     return (graded - started) / rows, (now(vlm.device) - graded) / rows
 
 
-def preflight_sft(trainer: SftTrainer) -> Preflight:
+def preflight_sft(trainer: "SftTrainer") -> Preflight:
     """Rehearse the longest micro-batch of a supervised training (its `on_ready`); every process must call.
 
     Raises RequestError, one line with the part and the values that would fit, where memory doesn't suffice.

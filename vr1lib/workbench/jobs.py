@@ -26,7 +26,7 @@ from vr1lib.models.vlm import Vlm, load_vlm
 from vr1lib.prompts import ZERO_SYSTEM_PROMPT, PromptSpec
 from vr1lib.records import Problem, RequestError, read_jsonl, write_jsonl
 from vr1lib.schedule import Schedule
-from vr1lib.training import grpo, sft
+from vr1lib.training import grpo
 from vr1lib.training.checkpoint import Checkpoints, finished_checkpoints, save_trained
 from vr1lib.training.preflight import Preflight, preflight_grpo, preflight_sft
 from vr1lib.workbench.params import ColdSftParameters, PtstGrpoParameters, TrainingParameters
@@ -44,6 +44,8 @@ Row = tuple[Problem, str]  # a problem and the response to learn
 def load_rows(params: ColdSftParameters, folder: Path) -> tuple[list[Row], list[Reject]]:
     """The cold-start rows, and those of the source that could not be read. ShapeWorld's are drawn into `folder`."""
     if params.data != "shapeworld":
+        from vr1lib.training import sft  # with transformers' Trainer: two seconds that 30 doesn't need
+
         return sft.load_rows(params.data, params.data_root, params.limit)
     rng = random.Random(params.seed)
     problems = shapeworld.make_problems(folder, "cold", params.limit or 200, params.seed)
@@ -142,6 +144,8 @@ def cold_sft(
     resume_from: Path | None,
 ) -> None:
     """20_cold_sft's training. Leaves model/, training.json (rows, steps, epochs, seconds, loss) and its rejects."""
+    from vr1lib.training import sft
+
     result = sft.train_sft(
         vlm,
         rows,
