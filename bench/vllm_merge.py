@@ -12,7 +12,6 @@ differ. `--enlarge 1.3` makes the pictures' sides no multiple of an image token'
 """
 
 import argparse
-import base64
 import io
 import json
 import sys
@@ -35,8 +34,8 @@ from vr1lib.benchmarks.protocol import read_problems  # noqa: E402
 from vr1lib.data.shapeworld import make_problems  # noqa: E402
 from vr1lib.models.merge import model_folder  # noqa: E402
 from vr1lib.models.rollout_local import sample  # noqa: E402
+from vr1lib.models.rollout_vllm import messages  # noqa: E402
 from vr1lib.models.vlm import Vlm, collate_prompts, load_vlm  # noqa: E402
-from vr1lib.prompts import prompt_parts  # noqa: E402
 from vr1lib.records import Problem  # noqa: E402
 
 REQUESTS_AT_ONCE = 8
@@ -99,20 +98,6 @@ class Server:
             "top_logprobs": 2,
         }
         return self.ask("/v1/chat/completions", body)
-
-
-def messages(vlm: Vlm, problem: Problem) -> list[dict[str, Any]]:
-    """The problem as OpenAI chat messages, under the model's own prompt specification."""
-    content = []
-    for part in prompt_parts(problem, vlm.prompt_spec):
-        if isinstance(part, str):
-            content.append({"type": "text", "text": part})
-        else:
-            url = f"data:image/png;base64,{base64.b64encode(part.read_bytes()).decode()}"
-            content.append({"type": "image_url", "image_url": {"url": url}})
-    turns = [{"role": "user", "content": content}]
-    system = vlm.prompt_spec.system
-    return turns if system is None else [{"role": "system", "content": system}, *turns]
 
 
 def compare(vlm: Vlm, problems: Sequence[Problem], server: Server, max_tokens: int) -> dict[str, Any]:
