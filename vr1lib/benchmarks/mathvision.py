@@ -9,7 +9,6 @@ option's answer, so from responses alone our counts are up to 8 % of the rows hi
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from vr1lib.benchmarks.extraction import Wanted, last_boxed
 from vr1lib.benchmarks.files import load_source, source_problems
+from vr1lib.benchmarks.reports import overall_and_groups
 from vr1lib.data import sources
 from vr1lib.expressions import Unreadable, evaluate, read_expression
 from vr1lib.prompts import IMAGE_MARKER, OPTION_LETTERS
@@ -128,12 +128,7 @@ def report(
     problems: Sequence[Problem], right: Sequence[bool], share: Callable[[Sequence[bool]], Any]
 ) -> dict[str, Any]:
     """Overall, by level, by subject and by kind of answer."""
-    by: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
-    for problem, verdict in zip(problems, right, strict=True):
-        for kind, names in groups(problem).items():
-            by[kind][names[0]].append(verdict)
-    shares = {kind: {name: share(named[name]) for name in sorted(named)} for kind, named in by.items()}
-    return {"overall": share(list(right)), **shares}
+    return overall_and_groups(problems, right, groups, share)
 
 
 def headline(scores: dict[str, Any]) -> dict[str, Any]:

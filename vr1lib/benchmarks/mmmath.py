@@ -8,13 +8,13 @@ its ending, or by `index` where the rows have one.
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from vr1lib.answers import grade_answer
 from vr1lib.benchmarks.extraction import Wanted, answer_block
 from vr1lib.benchmarks.files import At, Published, Row, json_or_file_rows
+from vr1lib.benchmarks.reports import overall_and_groups
 from vr1lib.records import Problem, RequestError
 from vr1lib.values import MAX_TEXT
 
@@ -160,13 +160,7 @@ def report(
     problems: Sequence[Problem], right: Sequence[bool], share: Callable[[Sequence[bool]], Any]
 ) -> dict[str, Any]:
     """Overall, and by difficulty, school year and knowledge."""
-    by: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
-    for problem, verdict in zip(problems, right, strict=True):
-        for kind, names in groups(problem).items():
-            for name in dict.fromkeys(names):
-                by[kind][name].append(verdict)
-    shares = {kind: {name: share(named[name]) for name in sorted(named)} for kind, named in by.items()}
-    return {"overall": share(list(right)), **shares}
+    return overall_and_groups(problems, right, groups, share)
 
 
 def headline(scores: dict[str, Any]) -> dict[str, Any]:

@@ -5,12 +5,12 @@ it behind "(", "option " or "the answer is ". Nothing else of a response is look
 answer in our answer block. Predictions are named by `index`.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from vr1lib.benchmarks.extraction import Wanted, answer_block
 from vr1lib.benchmarks.files import At, Published, Row, json_or_file_rows
+from vr1lib.benchmarks.reports import overall_and_groups
 from vr1lib.records import Problem
 
 NAME = "mmstar"
@@ -63,12 +63,7 @@ def report(
     problems: Sequence[Problem], right: Sequence[bool], share: Callable[[Sequence[bool]], Any]
 ) -> dict[str, Any]:
     """Overall, by capability and by axis."""
-    by: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
-    for problem, verdict in zip(problems, right, strict=True):
-        for kind, names in groups(problem).items():
-            by[kind][names[0]].append(verdict)
-    shares = {kind: {name: share(named[name]) for name in sorted(named)} for kind, named in by.items()}
-    return {"overall": share(list(right)), **shares}
+    return overall_and_groups(problems, right, groups, share)
 
 
 def headline(scores: dict[str, Any]) -> dict[str, Any]:

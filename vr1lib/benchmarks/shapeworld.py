@@ -4,13 +4,13 @@ Not in the paper: the embedded default, its families lined up with MathVista's t
 our grader says so. Predictions are named by the problems' ids.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vr1lib.answers import grade_answer
 from vr1lib.benchmarks.extraction import Wanted
+from vr1lib.benchmarks.reports import overall_and_groups
 from vr1lib.data import sources
 from vr1lib.data.shapeworld import FAMILIES, make_problems
 from vr1lib.prompts import question_text
@@ -75,13 +75,7 @@ def report(
     problems: Sequence[Problem], right: Sequence[bool], share: Callable[[Sequence[bool]], Any]
 ) -> dict[str, Any]:
     """Overall, and by family, task, skill and grid."""
-    by: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
-    for problem, verdict in zip(problems, right, strict=True):
-        for kind, names in groups(problem).items():
-            for name in dict.fromkeys(names):
-                by[kind][name].append(verdict)
-    shares = {kind: {name: share(named[name]) for name in sorted(named)} for kind, named in by.items() if named}
-    return {"overall": share(list(right)), **shares}
+    return overall_and_groups(problems, right, groups, share)
 
 
 def headline(scores: dict[str, Any]) -> dict[str, Any]:
